@@ -1,0 +1,72 @@
+"""Which device TensorFlow trains on, and what it can do.
+
+prepare_gpus()
+print(describe_device())                        # "cpu: AMD EPYC, 2 cores"
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import platform
+from typing import Any
+
+import tensorflow as tf
+
+_CPUINFO = pathlib.Path("/proc/cpuinfo")
+
+
+def prepare_gpus() -> None:
+    """Lets TensorFlow take GPU memory as it needs it, instead of all of it at once.
+
+    To be called before the first operation; later it changes nothing.
+    """
+    for gpu in tf.config.list_physical_devices("GPU"):
+        try:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        except RuntimeError:
+            # The GPU is in use already, and stays as whoever was first has set it up.
+            return
+
+
+def has_gpu() -> bool:
+    """Whether TensorFlow sees a GPU."""
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def describe_device() -> str:
+    """The device that trains, in words: the first GPU, else the processor."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        return f"gpu: {_gpu_details(gpus[0]).get('device_name', gpus[0].name)}"
+    name = _cpuinfo().get("model name") or platform.processor() or platform.machine()
+    # The processors this process may use, which on a shared machine are fewer than it has.
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count()
+    return f"cpu: {name}, {cores} cores"
+
+
+def has_bfloat16() -> bool:
+    """Whether the device that trains multiplies bfloat16 in hardware.
+
+    That is a GPU of compute capability 8.0 (Ampere) or later, or, without a GPU, a processor with
+    AVX512_BF16 or AMX_BF16 (read from /proc/cpuinfo, so on Linux only).
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        return bool(_gpu_details(gpus[0]).get("compute_capability", (0, 0)) >= (8, 0))
+    return bool({"avx512_bf16", "amx_bf16"} & set(_cpuinfo().get("flags", "").split()))
+
+
+def _gpu_details(gpu: Any) -> dict[str, Any]:
+    return dict(tf.config.experimental.get_device_details(gpu))
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor; empty where there is no such file."""
+    try:
+        lines = _CPUINFO.read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}
