@@ -1,0 +1,1 @@
+"""Data sets, decoders and input pipelines."""
