@@ -1,0 +1,285 @@
+"""Batches for training and evaluation, through `tf.data`.
+
+    batches = ArrayBatches(images, labels, batch_size=32, seed=0, augment=make_augment("flip"))
+    for images, labels in batches.dataset(first_step=0, last_step=100):
+        ...
+    images, labels = batches.batch_at(57)           # the 58th batch again, augmentation included
+
+A training batch is a pure function of (seed, step): the order of an epoch is a permutation drawn
+from (seed, epoch), and augmentation is drawn from (seed, step).  So there is no shuffle buffer,
+nothing to save, and a run that resumes at step N draws exactly the batches it would have drawn.
+
+The arrays stay in memory as uint8, a quarter of their size in float32; a batch is one gather.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from cifarflow.data.augment import AugmentFn
+from cifarflow.data.splits import check_images_and_labels
+from cifarflow.errors import ConfigError, DataError, check_int, check_seed
+
+_PREFETCH = 4
+
+
+class Batches(Protocol):
+    """What the training loop needs of its data.
+
+    Attributes:
+      steps_per_epoch: batches in one pass over the data.
+    """
+
+    steps_per_epoch: int
+
+    def dataset(self, first_step: int, last_step: int) -> Any:
+        """Steps first_step..last_step-1, as a `tf.data.Dataset` of (images, labels)."""
+
+
+def epoch_order(num_examples: int, *, seed: int, epoch: Any) -> Any:
+    """The order in which one epoch visits the examples.
+
+    Args:
+      num_examples: N.
+      seed: the run's seed, 0..2**31-1.
+      epoch: scalar, 0 for the first; a number or an integer tensor.
+
+    Returns:
+      A permutation of 0..N-1, [N] int32, a pure function of the three arguments.
+    """
+    # Sorting random keys costs 2 ms for 40,000 examples and needs no state.  int64 keys make a
+    # tie as good as impossible; a stable sort makes even a tie come out the same everywhere.
+    keys = tf.random.stateless_uniform(
+        [num_examples],
+        tf.stack([tf.cast(seed, tf.int64), tf.cast(epoch, tf.int64)]),
+        minval=None,
+        maxval=None,
+        dtype=tf.int64,
+        alg="philox",
+    )
+    return tf.argsort(keys, stable=True)
+
+
+class ArrayBatches:
+    """Training batches of arrays held in memory.
+
+    Each epoch visits the examples in a new order; the examples that do not fill a last batch are
+    left out of that epoch (others in the next), so that every batch has one shape and the step is
+    compiled once.
+
+    Args:
+      images: [N, H, W, C] uint8, 0..255.
+      labels: [N] integers, 0..num_classes-1.
+      batch_size: examples a batch, 1..N.
+      seed: seed of order and augmentation, 0..2**31-1.
+      augment: a function of (images [B, H, W, C], seed [2] int64), see `make_augment`.
+      shuffle: whether an epoch has a new order; False keeps the order of the arrays.
+      num_classes: if given, labels are checked against it.
+
+    Attributes:
+      steps_per_epoch: N // batch_size.
+
+    Raises:
+      ConfigError: if batch_size or seed is out of range, or augment is no function or its
+        settings do not fit the images.
+      DataError: if images or labels have another shape, dtype or range.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        batch_size: int = 32,
+        seed: int = 0,
+        augment: AugmentFn | None = None,
+        shuffle: bool = True,
+        num_classes: int | None = None,
+    ) -> None:
+        check_images_and_labels(images, labels, num_classes=num_classes)
+        self.num_examples = len(images)
+        self.batch_size = check_int("batch_size", batch_size)
+        if self.batch_size > self.num_examples:
+            raise ConfigError(
+                f"batch_size must be at most the {self.num_examples} training examples, "
+                f"not {batch_size}"
+            )
+        self.seed = check_seed(seed)
+        self.steps_per_epoch = self.num_examples // self.batch_size
+        if augment is not None and not callable(augment):
+            raise ConfigError(
+                "augment must be a function of (images, seed), such as make_augment returns, "
+                f"not {augment!r}"
+            )
+        self._augment = augment
+        self._shuffle = shuffle
+        # On the host even where there is a GPU: tf.data runs there.
+        with tf.device("CPU"):
+            self._images = tf.constant(images)
+            self._labels = tf.constant(labels, tf.int32)
+            if augment is not None:
+                # Tried at once: from within tf.data its errors come late, as a StagingError.
+                self.batch_at(0)
+
+    def dataset(self, first_step: int = 0, last_step: int | None = None) -> Any:
+        """Batches first_step..last_step-1 of the run.
+
+        Args:
+          first_step: 0 for a new run, N to go on after N steps.
+          last_step: where the dataset ends; by default it never does.
+
+        Returns:
+          A `tf.data.Dataset` of (images [B, H, W, C] uint8, labels [B] int32).
+
+        Raises:
+          ConfigError: if first_step is negative, or last_step less than first_step.
+        """
+        first_step = check_int("first_step", first_step, minimum=0)
+        end = np.iinfo(np.int64).max if last_step is None else last_step
+        end = check_int("last_step", end, minimum=first_step)
+        first_epoch, skipped = divmod(first_step, self.steps_per_epoch)
+        batches = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+        # A permutation an epoch, ready one epoch ahead; unbatch hands out its rows.
+        batches = batches.map(self._epoch_indices).prefetch(1).unbatch()
+        batches = batches.skip(skipped).take(end - first_step)
+        # The order is kept either way; augmenting uses both the cores of a small machine.
+        calls = 2 if self._augment else None
+        batches = batches.map(self._batch, num_parallel_calls=calls).prefetch(_PREFETCH)
+        return batches.with_options(_options())
+
+    def batch_at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draws one batch of the run again.
+
+        Args:
+          step: which, 0 for the first.
+
+        Returns:
+          images [B, H, W, C] uint8 and labels [B] int32, as the step got them.
+
+        Raises:
+          ConfigError: if step is negative.
+        """
+        step = check_int("step", step, minimum=0)
+        epoch, position = divmod(step, self.steps_per_epoch)
+        steps, indices = self._epoch_indices(epoch)
+        images, labels = self._batch(steps[position], indices[position])
+        return images.numpy(), labels.numpy()
+
+    def _epoch_indices(self, epoch: Any) -> tuple[Any, Any]:
+        """The steps [S] int64 of an epoch and their examples [S, B] int32."""
+        if self._shuffle:
+            order = epoch_order(self.num_examples, seed=self.seed, epoch=epoch)
+        else:
+            order = tf.range(self.num_examples)
+        used = self.steps_per_epoch * self.batch_size
+        indices = tf.reshape(order[:used], [self.steps_per_epoch, self.batch_size])
+        first = tf.cast(epoch, tf.int64) * self.steps_per_epoch
+        return first + tf.range(self.steps_per_epoch, dtype=tf.int64), indices
+
+    def _batch(self, step: Any, indices: Any) -> tuple[Any, Any]:
+        images = tf.gather(self._images, indices)
+        labels = tf.gather(self._labels, indices)
+        if self._augment is not None:
+            images = self._augment(images, tf.stack([tf.constant(self.seed, tf.int64), step]))
+        return images, labels
+
+
+class DatasetBatches:
+    """A user's own `tf.data.Dataset` of (images, labels) batches, for the training loop.
+
+    The dataset is repeated for as many epochs as are asked for.  To resume, the batches before
+    the first step are drawn and thrown away, so the data must come in the same order each time:
+    give `shuffle` a seed and `reshuffle_each_iteration=False`, or leave shuffling to
+    `ArrayBatches`.
+
+    Args:
+      dataset: batches of (images [B, H, W, C], labels [B] or [B, num_classes]).
+      steps_per_epoch: batches in one epoch; by default the length of the dataset.
+
+    Attributes:
+      steps_per_epoch: batches in one epoch.
+
+    Raises:
+      DataError: if it is no dataset, does not hold such pairs, or is empty.
+      ConfigError: if its length is unknown or infinite and steps_per_epoch is not given.
+    """
+
+    def __init__(self, dataset: Any, *, steps_per_epoch: int | None = None) -> None:
+        if not isinstance(dataset, tf.data.Dataset):
+            raise DataError(f"dataset must be a tf.data.Dataset, not {dataset!r}")
+        spec = dataset.element_spec
+        ranks = [_rank(part) for part in spec] if isinstance(spec, tuple) else []
+        if len(ranks) != 2 or ranks[0] != 4 or ranks[1] not in (1, 2):
+            raise DataError(
+                "the dataset must hold batches of (images [B, H, W, C], labels [B] or "
+                "[B, num_classes]), "
+                f"not elements of {spec!r}"
+            )
+        length = int(dataset.cardinality())
+        if length == 0:
+            raise DataError("the dataset must hold at least one batch, not 0")
+        if steps_per_epoch is None:
+            if length < 1:
+                raise ConfigError(
+                    f"steps_per_epoch must be given: the dataset's length is {length} "
+                    "(-1 is infinite, -2 unknown)"
+                )
+            steps_per_epoch = length
+        self.steps_per_epoch = check_int("steps_per_epoch", steps_per_epoch)
+        self._dataset = dataset
+
+    def dataset(self, first_step: int = 0, last_step: int | None = None) -> Any:
+        """Batches first_step..last_step-1, as `ArrayBatches.dataset`."""
+        first_step = check_int("first_step", first_step, minimum=0)
+        repeated = self._dataset.repeat().skip(first_step)
+        if last_step is not None:
+            last_step = check_int("last_step", last_step, minimum=first_step)
+            repeated = repeated.take(last_step - first_step)
+        return repeated.prefetch(_PREFETCH)
+
+
+def _rank(spec: Any) -> int | None:
+    """The rank of one part of a dataset's elements; None if unknown or not a tensor."""
+    return spec.shape.rank if isinstance(spec, tf.TensorSpec) else None
+
+
+def evaluation_batches(
+    images: np.ndarray, labels: np.ndarray, *, batch_size: int = 128
+) -> tf.data.Dataset:
+    """Batches in the arrays' order, the last one smaller where they do not divide.
+
+    Args:
+      images: [N, H, W, C] uint8, 0..255.
+      labels: [N] integers.
+      batch_size: examples a batch; more than N means one batch of N.
+
+    Returns:
+      A `tf.data.Dataset` of (images [b, H, W, C] uint8, labels [b] int32), b <= batch_size.
+
+    Raises:
+      ConfigError: if batch_size is not a whole number >= 1.
+      DataError: if images or labels have another shape or dtype.
+    """
+    check_images_and_labels(images, labels)
+    size = check_int("batch_size", batch_size)
+    with tf.device("CPU"):
+        all_images, all_labels = tf.constant(images), tf.constant(labels, tf.int32)
+    count = len(images)
+
+    def batch(first: Any) -> tuple[Any, Any]:
+        last = tf.minimum(first + size, count)
+        return all_images[first:last], all_labels[first:last]
+
+    # Slices of whole batches: per-example slicing costs more than a small model's step.
+    return tf.data.Dataset.range(0, count, size).map(batch).prefetch(2).with_options(_options())
+
+
+def _options() -> Any:
+    options = tf.data.Options()
+    options.deterministic = True
+    # The few stages have fixed sizes: a tuning thread would only take time from the step.
+    options.autotune.enabled = False
+    return options
