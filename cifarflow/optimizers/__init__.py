@@ -1,0 +1,1 @@
+"""The optimiser, its learning-rate schedules, and the choice of precision."""
