@@ -1,0 +1,154 @@
+"""A run's log: one row an event, JSONL on disk, lists in memory.
+
+    history = History(workdir / "metrics.jsonl", tags={"dataset": "cifar10"})
+    history.add(step=1250, epoch=1.0, split="validation", loss=1.31, accuracy=0.53)
+    epochs, losses = history.series("validation", "loss")
+
+A row is {"step", "epoch", "split", "loss", "accuracy", "learning_rate", "images_per_second"} and
+the tags; what an event does not have is null.  Each row is on disk when `add` returns.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cifarflow.errors import DataError, WorkdirError
+
+Row = dict[str, Any]
+
+
+class History:
+    """The rows of one run.
+
+    Args:
+      path: a JSONL file that each row is appended to; None keeps the rows in memory only.
+      tags: keys and values written into every row.
+
+    Attributes:
+      rows: all rows so far, oldest first.
+      listeners: functions called with every new row, such as a TensorBoard writer.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, *, tags: Mapping[str, Any] | None = None
+    ) -> None:
+        self.rows: list[Row] = []
+        self.listeners: list[Callable[[Row], None]] = []
+        self._path = pathlib.Path(path) if path is not None else None
+        self._tags = dict(tags or {})
+
+    def add(
+        self,
+        *,
+        step: int,
+        epoch: float,
+        split: str,
+        loss: float,
+        accuracy: float,
+        learning_rate: float | None = None,
+        images_per_second: float | None = None,
+    ) -> None:
+        """Adds one row.
+
+        Args:
+          step: steps done.
+          epoch: the same in epochs.
+          split: "train", "validation" or "test".
+          loss: mean over the examples since the last row of the split, regularisation included.
+          accuracy: likewise, 0..1.
+          learning_rate: that the schedule has reached: of the next step.
+          images_per_second: training only, since the last row.
+
+        Raises:
+          WorkdirError: if the file cannot be written.
+        """
+        row = {
+            "step": step,
+            "epoch": round(epoch, 4),
+            "split": split,
+            "loss": _finite(loss),
+            "accuracy": _finite(accuracy),
+            "learning_rate": _finite(learning_rate),
+            "images_per_second": images_per_second and round(images_per_second, 1),
+            **self._tags,
+        }
+        self.rows.append(row)
+        if self._path is not None:
+            try:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+            except OSError as error:
+                raise WorkdirError(f"cannot write {str(self._path)!r}: {error.strerror}") from error
+        for listener in self.listeners:
+            listener(row)
+
+    def series(self, split: str, key: str) -> tuple[list[float], list[float]]:
+        """The values of one key over the epochs.
+
+        Args:
+          split: "train", "validation" or "test".
+          key: "loss", "accuracy", "learning_rate" or "images_per_second".
+
+        Returns:
+          Epochs and values, of the same length; rows without a value are left out.
+        """
+        rows = [row for row in self.rows if row["split"] == split and row.get(key) is not None]
+        return [row["epoch"] for row in rows], [row[key] for row in rows]
+
+    def rewind(self, step: int) -> None:
+        """Drops the rows after `step`, on disk too: a resumed run writes them again.
+
+        Raises:
+          WorkdirError: if the file cannot be written.
+        """
+        self.rows = [row for row in self.rows if row["step"] <= step]
+        if self._path is None:
+            return
+        text = "".join(json.dumps(row) + "\n" for row in self.rows)
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, self._path)
+        except OSError as error:
+            raise WorkdirError(f"cannot write {str(self._path)!r}: {error.strerror}") from error
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, tags: Mapping[str, Any] | None = None
+    ) -> History:
+        """Reads a log back; a last line cut short by a crash is dropped.
+
+        Raises:
+          DataError: if the file cannot be read, or another line is not a row.
+        """
+        history = cls(path, tags=tags)
+        try:
+            text = pathlib.Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{str(path)!r} is not a readable log of a run: {error}") from error
+        lines = text.split("\n")
+        for number, line in enumerate(lines, 1):
+            if not line:
+                continue
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict) or not isinstance(row["step"], int):
+                    raise ValueError
+                history.rows.append({"split": "", "epoch": 0.0, **row})
+            except (ValueError, KeyError):
+                if number == len(lines):
+                    break
+                raise DataError(
+                    f"line {number} of {str(path)!r} is not a row of a run's log: {line[:60]!r}"
+                ) from None
+        return history
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity and no NaN."""
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,416 @@
+"""The training loop: compiled calls of many steps, and Python only at events between them.
+
+    run = train(
+        model,
+        SGD(0.01, momentum=0.9, nesterov=True),
+        batches=ArrayBatches(images, labels, batch_size=32),
+        epochs=5,
+        validation=evaluation_batches(validation_images, validation_labels),
+    )
+    print(run.history.rows[-1], run.summary["images_per_second"])
+
+The loop knows steps and events; epochs and seconds are turned into steps at its edge.  How many
+steps share a compiled call is a matter of time only: the same steps in longer or shorter calls
+give bit for bit the same weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from cifarflow.data.pipeline import Batches, DatasetBatches
+from cifarflow.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    WorkdirError,
+    check_float,
+    check_int,
+)
+from cifarflow.training.checkpoints import Checkpoints
+from cifarflow.training.clock import Clock
+from cifarflow.training.history import History
+from cifarflow.training.hooks import Every, Hook, LoopState, Metrics, Schedule
+from cifarflow.training.signals import noted_signals
+from cifarflow.training.step import LossFn, Sums, make_eval_step, make_train_step
+
+# Long enough that Python's share of the time is nothing, short enough for a live progress bar and
+# for Ctrl-C to be answered at once.
+_SECONDS_A_CALL = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a training run leaves.
+
+    Attributes:
+      model: the trained Keras model.
+      history: its log.
+      summary: JSON values: steps, epochs, train_seconds, images_per_second and more.
+      workdir: the run's folder, None if it has none.
+      test_outputs: the model's outputs for the test set, [N, num_classes] float32; None where it
+        has not been read.
+    """
+
+    model: Any
+    history: History
+    summary: dict[str, Any]
+    workdir: pathlib.Path | None = None
+    test_outputs: np.ndarray | None = None
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training was interrupted between two steps.
+
+    Attributes:
+      step: steps done.
+      checkpoint: the file to go on from, None if the run keeps no checkpoints.
+    """
+
+    def __init__(self, step: int, checkpoint: pathlib.Path | None) -> None:
+        kept = f"all is saved in {checkpoint}" if checkpoint else "nothing was saved"
+        super().__init__(f"interrupted after step {step}: {kept}")
+        self.step = step
+        self.checkpoint = checkpoint
+
+
+class ProgressView(Protocol):
+    """Shows how far training is."""
+
+    def update(self, step: int, *, loss: float, accuracy: float, images_per_second: float) -> None:
+        """Shows the state after a compiled call."""
+
+    def line(self, text: str) -> None:
+        """Prints a line that stays."""
+
+
+class _Total(NamedTuple):
+    """Sums of many calls, in Python's 64 bits."""
+
+    loss: float = 0.0
+    correct: float = 0.0
+    examples: float = 0.0
+
+    def plus(self, sums: Sums | _Total) -> _Total:
+        return _Total(*(a + float(b) for a, b in zip(self, sums, strict=True)))
+
+    def means(self) -> Metrics:
+        return Metrics(self.loss / self.examples, self.correct / self.examples)
+
+
+def make_run_steps(train_step: Any) -> Any:
+    """Compiles many steps into one call.
+
+    Args:
+      train_step: a `tf.function` as `make_train_step` returns.
+
+    Returns:
+      A `tf.function` of (iterator over batches, number of steps as a scalar tensor) that returns
+      the `Sums` over all their examples, in float64.  Traced once: the number is a tensor.
+    """
+
+    @tf.function
+    def run_steps(iterator: Any, num_steps: Any) -> Sums:
+        # In 64 bits, so that the sums do not depend on how many steps share a call.
+        sums = [tf.zeros([], tf.float64)] * 3
+        for _ in tf.range(num_steps):
+            images, labels = next(iterator)
+            step_sums = train_step(images, labels)
+            sums = [a + tf.cast(b, tf.float64) for a, b in zip(sums, step_sums, strict=True)]
+        return Sums(*sums)
+
+    return run_steps
+
+
+def make_evaluate(eval_step: Any) -> Any:
+    """Compiles an evaluation of a whole dataset into one call.
+
+    Args:
+      eval_step: a `tf.function` as `make_eval_step` returns.
+
+    Returns:
+      A function of a finite dataset of (images, labels) that returns its `Metrics`.
+
+    Raises (the returned function):
+      ConfigError: if the dataset is empty.
+    """
+
+    @tf.function
+    def run_all(iterator: Any) -> Sums:
+        sums = Sums.zero()
+        for images, labels in iterator:
+            sums += eval_step(images, labels)
+        return sums
+
+    compiled: list[Any] = []
+
+    def evaluate(dataset: Any) -> Metrics:
+        iterator = iter(dataset)
+        if not compiled:
+            compiled.append(run_all.get_concrete_function(iterator))
+        total = _Total().plus(compiled[0](iterator))
+        if not total.examples:
+            raise ConfigError("the data to evaluate on is empty: give at least one example")
+        return total.means()
+
+    return evaluate
+
+
+def train(
+    model: Any,
+    optimizer: Any,
+    *,
+    batches: Batches | tf.data.Dataset,
+    epochs: float | None = None,
+    total_steps: int | None = None,
+    validation: Any = None,
+    validate_every: Every | None = None,
+    log_every: Every | None = None,
+    hooks: Sequence[Hook] = (),
+    loss_fn: LossFn | None = None,
+    jit_compile: bool = False,
+    history: History | None = None,
+    checkpoints: Checkpoints | None = None,
+    checkpoint_every: Every | None = None,
+    resume: bool = False,
+    progress: ProgressView | None = None,
+) -> Run:
+    """Trains a model.
+
+    Args:
+      model: a Keras model: images [B, H, W, C], 0..255 -> outputs [B, num_classes].
+      optimizer: a Keras optimiser; under mixed_float16 wrapped by `scale_for`.
+      batches: `ArrayBatches`, `DatasetBatches`, or a `tf.data.Dataset` of your own, which then
+        gets `DatasetBatches` around it.
+      epochs: how long, in passes over the data (a part of one is fine).
+      total_steps: the same in steps; give one of the two.
+      validation: a finite `tf.data.Dataset` of (images, labels), or None.
+      validate_every: when to evaluate on it, every epoch by default.
+      log_every: when to log training means, every quarter of an epoch by default.
+      hooks: what else to run, and when.
+      loss_fn: function of (labels, outputs) that returns losses [B]; `cross_entropy()` by default.
+      jit_compile: whether XLA compiles the steps.
+      history: where to log; a new one in memory by default.
+      checkpoints: where to keep the state; None keeps none.
+      checkpoint_every: when to save it, every epoch by default; always at the end.
+      resume: go on from the newest checkpoint, if there is one.
+      progress: shows how far training is.
+
+    Returns:
+      The `Run`; its summary holds steps, epochs, train_seconds (in compiled calls, without the
+      first, which compiles), compile_seconds (that first call), images_per_second, stop_reason.
+
+    Raises:
+      ConfigError: if an argument is out of range.
+      DataError: if images or labels are not of the shape that the model takes and gives.
+      NonFiniteError: if the training loss is not finite.
+      CheckpointError: if the checkpoint to resume from does not fit.
+      WorkdirError: if there are checkpoints and resume is False, or a file cannot be written.
+      TrainingInterrupted: after Ctrl-C or SIGTERM, when the step is done and the state saved.
+        A second one stops at once.
+    """
+    if isinstance(batches, tf.data.Dataset):
+        batches = DatasetBatches(batches)
+    steps = _total_steps(epochs, total_steps, batches.steps_per_epoch)
+    if validation is None and any(hook.needs_validation for hook in hooks):
+        raise ConfigError("a hook, such as early stopping, needs a validation set: there is none")
+    if checkpoints is not None and not resume and checkpoints.latest() is not None:
+        raise WorkdirError(
+            f"{str(checkpoints.directory)!r} holds checkpoints of another run: "
+            "go on with it by resume=True, or give another folder"
+        )
+    history = history if history is not None else History()
+    train_step = make_train_step(model, optimizer, loss_fn=loss_fn, jit_compile=jit_compile)
+    eval_step = make_eval_step(model, loss_fn=loss_fn, jit_compile=jit_compile)
+    run_steps, evaluate = make_run_steps(train_step), make_evaluate(eval_step)
+    state = LoopState(model, optimizer, history, 0, batches.steps_per_epoch, steps)
+    books = _Books(state, checkpoints, hooks)
+
+    def validate(state: LoopState) -> None:
+        state.validation, state.validation_step = evaluate(validation), state.step
+        books.log_validation()
+        if progress is not None:
+            progress.line(_epoch_line(state))
+
+    events = [Hook(log_every or Every(epochs=0.25), lambda _: books.log_train())]
+    if validation is not None:
+        events.append(Hook(validate_every or Every(epochs=1), validate))
+    events.extend(hooks)
+    if checkpoints is not None:
+        events.append(Hook(checkpoint_every or Every(epochs=1), lambda _: books.save()))
+    if resume and checkpoints is not None:
+        books.restore()
+
+    dataset = batches.dataset(state.step, steps)
+    for data in [dataset] + ([validation] if validation is not None else []):
+        _check_fits(model, data)
+    iterator, schedule, clock = iter(dataset), Schedule(events, state), books.clock
+    with clock.compiling():
+        # Traced here and never again: a concrete function cannot be.
+        run_steps = run_steps.get_concrete_function(iterator, tf.TensorSpec([], tf.int64))
+    with noted_signals() as interrupted:
+        while state.step < steps and not state.stop_reason:
+            count = min(schedule.next_step() - state.step, clock.steps_in(_SECONDS_A_CALL))
+            with clock.measure(count):
+                # Reading the sums waits until the device has finished.
+                total = _Total().plus(run_steps(iterator, tf.constant(count, tf.int64)))
+                clock.add_images(total.examples)
+            if not math.isfinite(total.loss):
+                raise NonFiniteError(
+                    f"the training loss became {total.loss} within steps {state.step + 1} to "
+                    f"{state.step + count}: try a smaller learning_rate than "
+                    f"{float(optimizer.learning_rate):g}"
+                )
+            state.step += count
+            books.pending = books.pending.plus(total)
+            if progress is not None:
+                means = books.pending.means()
+                progress.update(
+                    state.step,
+                    loss=means.loss,
+                    accuracy=means.accuracy,
+                    images_per_second=clock.images_per_second(),
+                )
+            for event in schedule.due():
+                event.run(state)
+            if interrupted():
+                books.save()
+                raise TrainingInterrupted(
+                    state.step, checkpoints.path(state.step) if checkpoints else None
+                )
+    summary = {
+        "steps": state.step,
+        "epochs": round(state.epoch, 4),
+        "train_seconds": round(clock.seconds, 3),
+        "compile_seconds": round(clock.compile_seconds, 3),
+        "images_per_second": round(clock.images_per_second(), 1),
+        "stop_reason": state.stop_reason,
+        "step_traces": train_step.experimental_get_tracing_count(),
+    }
+    return Run(model, history, summary)
+
+
+class _Books:
+    """What a run keeps beside the model: log, sums since the last row, clock, checkpoints."""
+
+    def __init__(
+        self, state: LoopState, checkpoints: Checkpoints | None, hooks: Sequence[Hook]
+    ) -> None:
+        self.clock = Clock()
+        self.pending = _Total()
+        self._state, self._checkpoints, self._hooks = state, checkpoints, hooks
+        self._variables = [*state.model.variables, *state.optimizer.variables]
+
+    def log_train(self) -> None:
+        """Logs the means over the steps since the last train row."""
+        state = self._state
+        if self.pending.examples:
+            state.train = self.pending.means()
+            state.history.add(
+                step=state.step,
+                epoch=state.epoch,
+                split="train",
+                loss=state.train.loss,
+                accuracy=state.train.accuracy,
+                learning_rate=float(state.optimizer.learning_rate),
+                images_per_second=self.clock.lap(),
+            )
+        self.pending = _Total()
+
+    def log_validation(self) -> None:
+        """Logs the newest validation means."""
+        state = self._state
+        assert state.validation is not None
+        state.history.add(
+            step=state.step,
+            epoch=state.epoch,
+            split="validation",
+            loss=state.validation.loss,
+            accuracy=state.validation.accuracy,
+        )
+
+    def save(self) -> None:
+        """Saves all that `restore` needs, if the run keeps checkpoints."""
+        state = self._state
+        if self._checkpoints is None:
+            return
+        extra = {
+            "pending": list(self.pending),
+            "hooks": [hook.get_state() for hook in self._hooks],
+            "clock": self.clock.get_state(),
+            "validation": state.validation and [*state.validation, state.validation_step],
+            "stop_reason": state.stop_reason,
+        }
+        self._checkpoints.save(state.step, self._variables, extra=extra)
+
+    def restore(self) -> None:
+        """Takes everything back to the newest checkpoint; to the start if there is none."""
+        state, checkpoints = self._state, self._checkpoints
+        assert checkpoints is not None
+        newest = checkpoints.latest()
+        if newest is not None:
+            if newest > state.total_steps:
+                raise ConfigError(
+                    f"total_steps must be at least the checkpoint's {newest}, "
+                    f"not {state.total_steps}"
+                )
+            extra = checkpoints.restore(newest, self._variables)
+            if len(extra.get("hooks", ())) != len(self._hooks) or "pending" not in extra:
+                raise CheckpointError(
+                    f"checkpoint {str(checkpoints.path(newest))!r} is of a run with other hooks, "
+                    "or was not saved by train: give the same hooks in the same order"
+                )
+            state.step = newest
+            state.stop_reason = extra["stop_reason"]
+            if extra["validation"]:
+                *means, state.validation_step = extra["validation"]
+                state.validation = Metrics(*means)
+            self.pending = _Total(*extra["pending"])
+            self.clock.set_state(extra["clock"])
+            for hook, kept in zip(self._hooks, extra["hooks"], strict=True):
+                hook.set_state(kept)
+        # Rows from after the checkpoint, or of a run that died before its first one.
+        state.history.rewind(state.step)
+
+
+def _total_steps(epochs: float | None, total_steps: int | None, steps_per_epoch: int) -> int:
+    if (epochs is None) == (total_steps is None):
+        raise ConfigError(f"give one of epochs and total_steps, not {epochs!r} and {total_steps!r}")
+    if total_steps is not None:
+        return check_int("total_steps", total_steps)
+    return max(1, round(check_float("epochs", epochs, above_minimum=True) * steps_per_epoch))
+
+
+def _check_fits(model: Any, dataset: Any) -> None:
+    """Says in one line what Keras would say in a traceback through the compiler."""
+    images, labels = dataset.element_spec
+    wanted = tf.TensorShape(model.input_shape)
+    if not wanted.is_compatible_with(images.shape):
+        raise DataError(
+            f"images must be {list(wanted)} for model {model.name!r}, not {list(images.shape)}"
+        )
+    if labels.shape.rank == 1 and not labels.dtype.is_integer:
+        raise DataError(f"labels of shape [B] must be integers, not {labels.dtype.name}")
+    outputs = model.output_shape[-1]
+    if labels.shape.rank not in (1, 2) or labels.shape[1:] not in ([], [None], [outputs]):
+        raise DataError(
+            f"labels must be [B] integers or [B, {outputs}] probabilities, not {labels.shape}"
+        )
+
+
+def _epoch_line(state: LoopState) -> str:
+    text = f"epoch {state.epoch:g}"
+    if state.train is not None:
+        text += f"  train loss {state.train.loss:.3f} accuracy {state.train.accuracy:.3f}"
+    if state.validation is not None:
+        text += f"  validation loss {state.validation.loss:.3f}"
+        text += f" accuracy {state.validation.accuracy:.3f}"
+    return text

@@ -1,0 +1,43 @@
+"""Ctrl-C and SIGTERM noted, to be answered when a step is done.
+
+with noted_signals() as interrupted:
+    while not interrupted():
+        ...
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def noted_signals() -> Iterator[Callable[[], bool]]:
+    """Notes the first SIGINT or SIGTERM instead of stopping; a second one stops at once.
+
+    Yields a function that says whether one has come.  Python can set handlers in its main thread
+    only; in another thread signals keep their meaning.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    came: list[int] = []
+    kept: dict[signal.Signals, Any] = {}
+
+    def restore() -> None:
+        for each, handler in kept.items():
+            signal.signal(each, handler)
+
+    def note(number: int, frame: Any) -> None:
+        came.append(number)
+        restore()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        kept[number] = signal.signal(number, note)
+    try:
+        yield lambda: bool(came)
+    finally:
+        restore()

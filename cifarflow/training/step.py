@@ -1,0 +1,171 @@
+"""The training step and the evaluation step: tape, gradients, update; nothing else.
+
+    train_step = make_train_step(model, optimizer)
+    for images, labels in batches.dataset(0, 1000):
+        sums = train_step(images, labels)
+    print(float(sums.loss / sums.examples))
+
+Both return sums over the batch, so that batches of any size add up right.  A step belongs to the
+model and optimiser it was made for; make another one for another model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from cifarflow.errors import ConfigError, check_float
+
+LossFn = Callable[[Any, Any], Any]
+
+
+class Sums(NamedTuple):
+    """Sums over examples, as scalar float32 tensors.
+
+    Attributes:
+      loss: of the losses, regularisation included (times the examples).
+      correct: of the examples whose largest output is at their label.
+      examples: how many.
+    """
+
+    loss: Any
+    correct: Any
+    examples: Any
+
+    def __add__(self, other: Any) -> Sums:
+        """Adds two sums, as over both sets of examples."""
+        return Sums(*(a + b for a, b in zip(self, other, strict=True)))
+
+    @classmethod
+    def zero(cls) -> Sums:
+        """The sums over no example."""
+        return cls(*(tf.zeros([]) for _ in cls._fields))
+
+
+def cross_entropy(*, from_logits: bool = True, label_smoothing: float = 0.0) -> LossFn:
+    """Makes the categorical cross-entropy loss.
+
+    With smoothing s over C classes the target is (1 - s) * one_hot + s / C.
+
+    Args:
+      from_logits: whether the model's outputs are logits; False means probabilities.
+      label_smoothing: s, in [0, 1).
+
+    Returns:
+      A function of (labels [B] integers or [B, C] probabilities, outputs [B, C]) that returns the
+      losses [B] float32.
+
+    Raises:
+      ConfigError: if label_smoothing is out of range.
+    """
+    smoothing = check_float("label_smoothing", label_smoothing, maximum=1.0, below_maximum=True)
+
+    def loss_fn(labels: Any, outputs: Any) -> Any:
+        # Half precision has too few digits for a sum of exponentials.
+        logits = tf.cast(outputs, tf.float32)
+        if not from_logits:
+            logits = tf.math.log(tf.clip_by_value(logits, 1e-7, 1.0))
+        if labels.shape.rank == 1 and not smoothing:
+            # The kernel knows no uint8, which is what Keras's own CIFAR-10 has.
+            labels = tf.cast(labels, tf.int32)
+            return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        classes = logits.shape[-1]
+        targets = tf.one_hot(labels, classes) if labels.shape.rank == 1 else labels
+        targets = (1 - smoothing) * tf.cast(targets, tf.float32) + smoothing / classes
+        return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+
+    return loss_fn
+
+
+def make_train_step(
+    model: Any,
+    optimizer: Any,
+    *,
+    loss_fn: LossFn | None = None,
+    jit_compile: bool = False,
+) -> Any:
+    """Compiles one step of training.
+
+    The step runs the model in training mode (dropout on, BatchNorm statistics updated), adds the
+    model's own regularisation losses, and applies the gradients.  Under mixed_float16 the
+    optimiser is a `keras.optimizers.LossScaleOptimizer`: the loss is scaled here, the gradients
+    unscaled there.
+
+    Args:
+      model: a Keras model: images [B, H, W, C] -> outputs [B, num_classes].
+      optimizer: a Keras optimiser; it is built for the model's variables here.
+      loss_fn: function of (labels, outputs) that returns losses [B]; `cross_entropy()` by default.
+      jit_compile: whether XLA compiles the step.
+
+    Returns:
+      A `tf.function` of (images [B, H, W, C], labels [B] or [B, num_classes]) that updates the
+      model and returns `Sums` of the batch, from before the update.
+
+    Raises:
+      ConfigError: if the model has no variable to train.
+    """
+    variables = model.trainable_variables
+    if not variables:
+        raise ConfigError(f"model {model.name!r} has no trainable variable: nothing to train")
+    # Slot variables must exist before tracing: a function that creates variables is traced twice.
+    if not optimizer.built:
+        optimizer.build(variables)
+    losses_fn = loss_fn or cross_entropy()
+
+    @tf.function(jit_compile=jit_compile)
+    def train_step(images: Any, labels: Any) -> Sums:
+        with tf.GradientTape() as tape:
+            outputs = model(images, training=True)
+            loss = tf.reduce_mean(losses_fn(labels, outputs))
+            if model.losses:
+                loss += tf.add_n([tf.cast(extra, tf.float32) for extra in model.losses])
+            scaled_loss = optimizer.scale_loss(loss)
+        optimizer.apply(tape.gradient(scaled_loss, variables), variables)
+        count = tf.cast(tf.shape(images)[0], tf.float32)
+        return Sums(loss * count, count_correct(labels, outputs), count)
+
+    return train_step
+
+
+def make_eval_step(model: Any, *, loss_fn: LossFn | None = None, jit_compile: bool = False) -> Any:
+    """Compiles one step of evaluation.
+
+    Args:
+      model: a Keras model: images [B, H, W, C] -> outputs [B, num_classes].
+      loss_fn: as in `make_train_step`.
+      jit_compile: whether XLA compiles the step.
+
+    Returns:
+      A `tf.function` of (images [B, H, W, C], labels [B] or [B, num_classes]) that runs the model
+      in inference mode and returns the batch's `Sums`, regularisation included as Keras does.
+    """
+    losses_fn = loss_fn or cross_entropy()
+
+    @tf.function(jit_compile=jit_compile)
+    def eval_step(images: Any, labels: Any) -> Sums:
+        outputs = model(images, training=False)
+        count = tf.cast(tf.shape(images)[0], tf.float32)
+        loss = tf.reduce_sum(losses_fn(labels, outputs))
+        if model.losses:
+            loss += count * tf.add_n([tf.cast(extra, tf.float32) for extra in model.losses])
+        return Sums(loss, count_correct(labels, outputs), count)
+
+    return eval_step
+
+
+def count_correct(labels: Any, outputs: Any) -> Any:
+    """Counts the examples whose largest output is at their (likeliest) label.
+
+    Args:
+      labels: [B] integers or [B, num_classes] probabilities.
+      outputs: [B, num_classes].
+
+    Returns:
+      Scalar float32.
+    """
+    if labels.shape.rank == 2:
+        labels = tf.argmax(labels, -1)
+    hits = tf.equal(tf.argmax(outputs, -1), tf.cast(labels, tf.int64))
+    return tf.reduce_sum(tf.cast(hits, tf.float32))

@@ -1,0 +1,40 @@
+"""A run's log as TensorBoard scalars.
+
+history.listeners.append(tensorboard_writer(workdir / "tensorboard"))
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+
+def tensorboard_writer(directory: pathlib.Path) -> Callable[[dict[str, Any]], None]:
+    """Makes a listener of a `History` that writes each row as scalars, one run a split.
+
+    Args:
+      directory: where the event files go; TensorBoard's `--logdir`.
+
+    Returns:
+      A function of a row.
+    """
+    writers: dict[str, Any] = {}
+    # What `tf.summary.scalar` writes; that function itself needs TensorBoard to be installed,
+    # which TensorFlow no longer brings.
+    plugin = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
+    metadata = tf.compat.v1.SummaryMetadata(plugin_data=plugin, data_class="DATA_CLASS_SCALAR")
+
+    def write(row: dict[str, Any]) -> None:
+        split = row["split"]
+        if split not in writers:
+            writers[split] = tf.summary.create_file_writer(str(directory / split))
+        with writers[split].as_default(step=row["step"]):
+            for key in ("loss", "accuracy", "learning_rate", "images_per_second"):
+                if row[key] is not None:
+                    tf.summary.write(key, tf.constant(row[key], tf.float32), metadata=metadata)
+        writers[split].flush()
+
+    return write

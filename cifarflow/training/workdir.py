@@ -1,0 +1,123 @@
+"""A run's folder: what is in it, and whether a run may use it.
+
+workdir = Workdir("runs/first")
+resuming = workdir.open(recipe_values, resume=True)
+workdir.write_json("summary.json", summary)
+
+recipe.json     the recipe, with every "auto" replaced by what was used
+metrics.jsonl   the log, a line an event
+checkpoints/    the state, a file a step
+summary.json    written last: a folder that has it holds a finished run
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from cifarflow.errors import DataError, WorkdirError
+
+
+class Workdir:
+    """One run's folder.
+
+    Args:
+      path: the folder; made by `open`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = pathlib.Path(path).expanduser()
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> pathlib.Path:
+        """The log."""
+        return self.path / "metrics.jsonl"
+
+    def open(self, recipe: Mapping[str, Any], *, resume: bool = False) -> bool:
+        """Makes the folder ready for a run, and overwrites nothing.
+
+        Args:
+          recipe: the recipe's values, as JSON has them.
+          resume: whether a run that is there may go on.
+
+        Returns:
+          Whether a run of this recipe is there already.
+
+        Raises:
+          WorkdirError: if the folder cannot be written, holds another recipe's run, or holds one
+            and `resume` is False.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".probe.{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise WorkdirError(
+                f"cannot write to workdir {str(self.path)!r}: {error.strerror}; "
+                "give a folder that can be made and written"
+            ) from error
+        found = self.read_json("recipe.json")
+        if found is None:
+            ours = (self.metrics, self.checkpoints, self.path / "summary.json")
+            left = next((p for p in ours if p.exists()), None)
+            if left is not None:
+                raise WorkdirError(
+                    f"workdir {str(self.path)!r} has {left.name} but no recipe.json: "
+                    "it is unclear whose run it holds; give another folder"
+                )
+            self.write_json("recipe.json", recipe)
+            return False
+        keys = sorted(set(found) | set(recipe))
+        wrong = [key for key in keys if found.get(key) != recipe.get(key)]
+        if wrong:
+            key = wrong[0]
+            raise WorkdirError(
+                f"workdir {str(self.path)!r} holds a run with {key}={found.get(key)!r}, "
+                f"not {recipe.get(key)!r}: give another folder"
+            )
+        if not resume:
+            raise WorkdirError(
+                f"workdir {str(self.path)!r} holds a run of this recipe already: "
+                "add --resume (resume=True) to go on with it, or give another folder"
+            )
+        return True
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Reads one of the folder's JSON files; None if it is not there.
+
+        Raises:
+          DataError: if it is not a JSON object.
+        """
+        path = self.path / name
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (ValueError, OSError) as error:
+            raise DataError(f"{str(path)!r} is not readable JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise DataError(f"{str(path)!r} must hold a JSON object, not {type(value).__name__}")
+        return value
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Writes one of the folder's JSON files, whole or not at all.
+
+        Raises:
+          WorkdirError: if it cannot be written.
+        """
+        path = self.path / name
+        temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError as error:
+            raise WorkdirError(f"cannot write {str(path)!r}: {error.strerror}") from error

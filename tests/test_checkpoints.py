@@ -1,0 +1,281 @@
+"""Checkpoints: whole or not there, verified before anything is set."""
+
+import contextlib
+import json
+import pickle
+import shutil
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import tiny
+
+from cifarflow.errors import CheckpointError, ConfigError, WorkdirError
+from cifarflow.optimizers.sgd import SGD
+from cifarflow.training import checkpoints as module
+from cifarflow.training.checkpoints import Checkpoints, hash_arrays
+
+
+def some_variables(shapes=((2, 3), (4,)), names=("kernel", "bias"), dtype="float32"):
+    values = [np.arange(1, np.prod(shape) + 1).reshape(shape) for shape in shapes]
+    return [
+        keras.Variable(value, dtype=dtype, name=name)
+        for value, name in zip(values, names, strict=True)
+    ]
+
+
+def zeroed(variables):
+    for variable in variables:
+        variable.assign(np.zeros(variable.shape))
+    return variables
+
+
+def arrays(variables):
+    return [np.asarray(variable) for variable in variables]
+
+
+def assert_zero(variables):
+    for array in arrays(variables):
+        assert not array.astype(bool).any()
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "deep" / "checkpoints")
+    assert checkpoints.latest() is None
+    assert checkpoints.steps() == []
+    variables = some_variables()
+    expected = arrays(variables)
+    extra = {"pending": [1.5, None], "text": "ü"}
+    path = checkpoints.save(7, variables, extra=extra)
+    assert path == checkpoints.path(7) == tmp_path / "deep" / "checkpoints" / "step_00000007.npz"
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    assert checkpoints.restore(7, zeroed(variables)) == extra
+    for a, b in zip(expected, arrays(variables), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_model_with_its_optimiser(tmp_path):
+    def make():
+        model = tiny.tiny_cnn(batch_norm_momentum=0.5, dropout=0.3)
+        optimizer = SGD(0.1, momentum=0.9)
+        optimizer.build(model.trainable_variables)
+        return [*model.variables, *optimizer.variables]
+
+    ours = make()
+    for variable in ours:
+        variable.assign(np.asarray(variable) + 3)
+    Checkpoints(tmp_path).save(1, ours)
+    theirs = make()
+    assert hash_arrays(theirs) != hash_arrays(ours)
+    Checkpoints(tmp_path).restore(1, theirs)
+    assert hash_arrays(theirs) == hash_arrays(ours)
+    assert len({str(a.dtype) for a in arrays(ours)}) > 1
+
+
+def test_bfloat16_variables(tmp_path):
+    variables = some_variables(dtype="bfloat16")
+    expected = arrays(variables)
+    Checkpoints(tmp_path).save(1, variables)
+    Checkpoints(tmp_path).restore(1, zeroed(variables))
+    for a, b in zip(expected, arrays(variables), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_newest_stay(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "step_1.npz").write_text("mine")
+    for step in (5, 10, 123_456_789):
+        checkpoints.save(step, some_variables())
+    assert checkpoints.steps() == [10, 123_456_789]
+    assert checkpoints.latest() == 123_456_789
+    assert (tmp_path / "notes.txt").exists()
+    assert (tmp_path / "step_1.npz").exists()
+    assert Checkpoints(tmp_path, keep=1).save(3, some_variables()).exists()
+
+
+@pytest.mark.parametrize("keep", [0, -1, 1.5, None, "2", True])
+def test_bad_keep(tmp_path, keep):
+    with pytest.raises(ConfigError, match="keep must be a whole number >= 1") as caught:
+        Checkpoints(tmp_path, keep=keep)
+    assert repr(keep) in str(caught.value)
+
+
+def test_any_flipped_byte_is_found_or_harmless(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    variables = some_variables()
+    expected = arrays(variables)
+    path = checkpoints.save(1, variables)
+    whole = path.read_bytes()
+    found = 0
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << (place % 8)
+        path.write_bytes(damaged)
+        zeroed(variables)
+        with contextlib.suppress(CheckpointError):
+            checkpoints.restore(1, variables)
+            # Only bytes that mean nothing here, such as a zip member's date, come this far.
+            for a, b in zip(expected, arrays(variables), strict=True):
+                np.testing.assert_array_equal(a, b)
+            continue
+        assert_zero(variables)
+        found += 1
+    assert found > 0.75 * len(whole)
+
+
+def test_any_cut_is_found(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    variables = some_variables()
+    path = checkpoints.save(1, variables)
+    whole = path.read_bytes()
+    zeroed(variables)
+    for length in [0, 1, 4, *range(10, len(whole), 37), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match="is damaged"):
+            checkpoints.restore(1, variables)
+    assert_zero(variables)
+
+
+def test_altered_values_are_found_by_the_checksum(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    variables = some_variables()
+    path = checkpoints.save(1, variables)
+    with np.load(path) as file:
+        members = dict(file)
+    members["0000"] = members["0000"] + 1
+    np.savez(path, **members)
+    with pytest.raises(CheckpointError, match=r"SHA-256 of its arrays is \w{64}, it should be"):
+        checkpoints.restore(1, zeroed(variables))
+    assert_zero(variables)
+
+
+def test_a_header_that_lies_about_shapes(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    variables = some_variables()
+    path = checkpoints.save(1, variables)
+    with np.load(path) as file:
+        members = dict(file)
+    # The same bytes, so the same checksum; the first variable is right and must not be set.
+    members["0001"] = members["0001"].reshape(2, 2)
+    np.savez(path, **members)
+    with pytest.raises(CheckpointError):
+        checkpoints.restore(1, zeroed(variables))
+    assert_zero(variables)
+
+
+@pytest.mark.parametrize(
+    ("other", "quoted"),
+    [
+        ({"shapes": ((3, 2), (4,))}, r"\[2, 3\].*\[3, 2\]"),
+        ({"names": ("kernel", "offset")}, "bias.*offset"),
+        ({"dtype": "float16"}, "float32.*float16"),
+        ({"shapes": ((2, 3),), "names": ("kernel",)}, "2 variables, the model has 1"),
+        (
+            {"shapes": ((2, 3), (4,), (1,)), "names": ("kernel", "bias", "more")},
+            "2 variables, the model has 3",
+        ),
+    ],
+)
+def test_another_model_is_refused(tmp_path, other, quoted):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, some_variables())
+    variables = zeroed(some_variables(**other))
+    with pytest.raises(CheckpointError, match=f"is of another model: .*{quoted}"):
+        checkpoints.restore(1, variables)
+    assert_zero(variables)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint .*step_00000009\.npz"):
+        Checkpoints(tmp_path).restore(9, some_variables())
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code from a checkpoint was run')",))
+
+
+def test_pickles_are_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    variables = some_variables()
+    path = checkpoints.save(1, variables)
+    zeroed(variables)
+    with np.load(path) as file:
+        members = dict(file)
+    np.savez(path, **{**members, "0001": np.array([Bomb()], object)})
+    with pytest.raises(CheckpointError, match="is damaged"):
+        checkpoints.restore(1, variables)
+    path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        checkpoints.restore(1, variables)
+    assert_zero(variables)
+
+
+@pytest.mark.parametrize("header", [[], {}, {"variables": 3}, "x", None])
+def test_a_header_that_is_none(tmp_path, header):
+    path = Checkpoints(tmp_path).path(1)
+    np.savez(path, header=np.frombuffer(json.dumps(header).encode(), np.uint8))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        Checkpoints(tmp_path).restore(1, some_variables())
+
+
+def test_other_files_in_its_place(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    with checkpoints.path(1).open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        checkpoints.restore(1, some_variables())
+    with zipfile.ZipFile(checkpoints.path(2), "w") as file:
+        file.writestr("readme.txt", "nothing")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        checkpoints.restore(2, some_variables())
+    checkpoints.path(3).mkdir()
+    with pytest.raises(CheckpointError, match="is damaged"):
+        checkpoints.restore(3, some_variables())
+
+
+@pytest.mark.parametrize("below", ["", "checkpoints"])
+def test_a_folder_that_cannot_be_made(tmp_path, below):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(WorkdirError, match="cannot write checkpoint"):
+        Checkpoints(file / below).save(1, some_variables())
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch, failing):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    variables = some_variables()
+    path = checkpoints.save(1, variables)
+    kept = path.read_bytes()
+
+    def disk_full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, failing, disk_full)
+        for step in (1, 2):
+            with pytest.raises(WorkdirError, match="No space left on device"):
+                checkpoints.save(step, zeroed(variables))
+    assert path.read_bytes() == kept
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    checkpoints.restore(1, variables)
+
+
+def test_a_half_written_file_is_not_seen(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    path = checkpoints.save(1, some_variables())
+    shutil.copy(path, path.with_name(".step_00000002.npz.99.tmp"))
+    assert checkpoints.latest() == 1
+
+
+def test_hash_arrays():
+    one = [np.arange(4, dtype=np.int32), np.ones(2)]
+    assert len(hash_arrays(one)) == 64
+    assert hash_arrays(one) == hash_arrays([a.copy() for a in one])
+    assert hash_arrays(one) == hash_arrays(iter(one))
+    assert hash_arrays(one) != hash_arrays(one[::-1])
+    assert hash_arrays([np.eye(3)[:, ::2]]) == hash_arrays([np.eye(3)[:, ::2].copy()])
