@@ -1,0 +1,1 @@
+"""Measures of a trained model: counts a class, accuracies, predictions."""

@@ -1,0 +1,607 @@
+"""Pictures of data and runs, as figures to show or PNG files to keep.
+
+    plot_history(run.history, title="lab_cnn", path="history.png")
+    plot_confusion_matrix(matrix, class_names=names).savefig("matrix.pdf")
+
+Every `plot_*` returns a `matplotlib.figure.Figure` made without pyplot: no window opens, no
+display is needed, and nothing has to be closed.  With `path` the figure is also saved as a PNG of
+150 dots an inch.  Colours follow Okabe and Ito, whose palette people with any colour vision can
+tell apart; nothing is said by colour alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
+
+from cifarflow.errors import ConfigError, DataError, WorkdirError, check_int
+from cifarflow.evaluation.metrics import accuracy, check_matrix, per_class_accuracy
+
+if TYPE_CHECKING:
+    from cifarflow.training.history import History
+
+BLUE, VERMILION, GREEN, INK, MUTED, PALE = (
+    "#0072B2",
+    "#D55E00",
+    "#00795A",  # Okabe and Ito's green, darkened until text in it is easy to read on white
+    "#1a1a1a",
+    "#666666",
+    "#d9d9d9",
+)
+DOTS_PER_INCH = 150
+
+_STYLE = {
+    "figure.dpi": DOTS_PER_INCH,
+    "figure.facecolor": "white",
+    "figure.titlesize": 13,
+    "figure.titleweight": "bold",
+    "figure.constrained_layout.h_pad": 0.06,
+    "figure.constrained_layout.w_pad": 0.06,
+    "axes.facecolor": "white",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": PALE,
+    "grid.linewidth": 0.6,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture everywhere
+    "font.size": 10,
+    "legend.fontsize": 9,
+    "legend.handlelength": 2.8,
+    "legend.frameon": True,
+    "legend.framealpha": 0.9,
+    "legend.edgecolor": "none",
+    "lines.linewidth": 1.8,
+    "savefig.bbox": "standard",  # "tight" would make the file's size depend on its content
+    "savefig.facecolor": "auto",
+    "text.color": INK,
+    "text.usetex": False,
+    "xtick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "xtick.labelsize": 9,
+    "ytick.color": MUTED,
+    "ytick.labelcolor": INK,
+    "ytick.labelsize": 9,
+}
+
+
+@contextlib.contextmanager
+def figure_style() -> Iterator[None]:
+    """The look that all of cifarflow's figures share; settings of the caller come back after."""
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
+    """Saves `figure` as PNG, making the folder; a file of that name is replaced in one go.
+
+    Args:
+      figure: the figure to save.
+      path: file name ending in .png, or None to save nothing.
+
+    Returns:
+      `figure`.
+
+    Raises:
+      ConfigError: if the name does not end in .png.
+      WorkdirError: if the file cannot be written.
+    """
+    if path is None:
+        return figure
+    target = Path(path)
+    if target.suffix.lower() != ".png":
+        raise ConfigError(f"a picture's path must end in .png, not {os.fspath(path)!r}")
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with figure_style():
+                figure.savefig(part, format="png", dpi=DOTS_PER_INCH)
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise WorkdirError(f"cannot write the picture {str(target)!r}: {reason}") from error
+    return figure
+
+
+def plot_random_from_each_class(
+    images: ArrayLike,
+    labels: ArrayLike,
+    *,
+    examples_per_class: int = 3,
+    class_names: Sequence[str],
+    seed: int | None = None,
+    title: str | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
+    """Shows a few random images of each class, a column a class.
+
+    A class that has fewer images shows those it has.
+
+    Args:
+      images: [N, H, W, C] uint8, C 1 or 3.
+      labels: [N] integers, 0..len(class_names) - 1.
+      examples_per_class: rows of images, >= 1.
+      class_names: the name of each label.
+      seed: chooses the images; None chooses anew each time.
+      title: heading of the figure, such as the data set's name.
+      path: where to save the figure as PNG.
+
+    Returns:
+      The figure; each image is an axes.
+
+    Raises:
+      ConfigError: if `examples_per_class` is not a whole number >= 1, or by `save_figure`.
+      DataError: if arrays have the wrong shape, dtype or length, or a label has no name.
+      WorkdirError: if `path` cannot be written.
+
+    Source: the lab's `PlotRandomFromEachClass(X, y, 3, labels)`; there the images cannot be seeded.
+    """
+    examples_per_class = check_int("examples_per_class", examples_per_class)
+    images, labels = _check_examples(images, labels, class_names)
+    random = np.random.default_rng(seed)
+    num_classes = len(class_names)
+    with figure_style():
+        figure = Figure(
+            figsize=(
+                max(3.0, 1.05 * num_classes + 0.2),
+                1.02 * examples_per_class + (0.75 if title else 0.4),
+            ),
+            layout="constrained",
+        )
+        axes = figure.subplots(examples_per_class, num_classes, squeeze=False)
+        for label, column in enumerate(axes.T):
+            members = np.flatnonzero(labels == label)
+            chosen = random.permutation(members)[:examples_per_class]
+            column[0].set_title(class_names[label], fontsize=10, loc="center")
+            for place, ax in enumerate(column):
+                if place < len(chosen):
+                    _draw_image(ax, images[chosen[place]])
+                else:
+                    ax.set_axis_off()
+        _set_title(figure, title)
+    return save_figure(figure, path)
+
+
+def plot_history(
+    history: History,
+    *,
+    title: str | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
+    """Shows loss and accuracy over the epochs, for training and validation.
+
+    Args:
+      history: a run's history.
+      title: heading of the figure, such as recipe and data set.
+      path: where to save the figure as PNG.
+
+    Returns:
+      The figure; axes "Loss" and "Accuracy".
+
+    Raises:
+      ConfigError: by `save_figure`.
+      WorkdirError: if `path` cannot be written.
+    """
+    with figure_style():
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        _draw_history(figure.subplots(1, 2), history)
+        _set_title(figure, title)
+    return save_figure(figure, path)
+
+
+def plot_confusion_matrix(
+    matrix: ArrayLike,
+    *,
+    class_names: Sequence[str],
+    title: str | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
+    """Shows how often each class was taken for each, with the accuracy of each class.
+
+    A cell says the count and its share of the row, that is of the true class.  Cells are
+    readable up to some twenty classes.
+
+    Args:
+      matrix: [C, C] counts; rows true, columns predicted.
+      class_names: the C names.
+      title: heading of the figure, such as recipe and data set.
+      path: where to save the figure as PNG.
+
+    Returns:
+      The figure, of one axes.
+
+    Raises:
+      ConfigError: by `save_figure`.
+      DataError: if `matrix` is no square of counts, or `class_names` has another length.
+      WorkdirError: if `path` cannot be written.
+    """
+    counts = _check_named_matrix(matrix, class_names)
+    with figure_style():
+        side = _matrix_side(counts)
+        figure = Figure(figsize=(side + 3.0, side + (2.0 if title else 1.6)), layout="constrained")
+        _draw_confusion_matrix(figure.subplots(), counts, class_names)
+        _set_title(figure, title)
+    return save_figure(figure, path)
+
+
+def plot_predictions(
+    images: ArrayLike,
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    *,
+    class_names: Sequence[str],
+    count: int = 12,
+    seed: int | None = None,
+    title: str | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
+    """Shows random images with the class predicted, the confidence, and the true class.
+
+    A right prediction has a check mark and a solid frame, a wrong one a cross, a dashed frame and
+    the true class below.
+
+    Args:
+      images: [N, H, W, C] uint8, C 1 or 3.
+      labels: [N] integers, 0..len(class_names) - 1.
+      probabilities: [N, len(class_names)] floats, 0..1, each row adding up to 1 (softmax, not
+        logits).
+      class_names: the name of each label.
+      count: images to show, >= 1; with fewer than that, all are shown.
+      seed: chooses the images; None chooses anew each time.
+      title: heading of the figure, such as recipe and data set.
+      path: where to save the figure as PNG.
+
+    Returns:
+      The figure; each image is an axes.
+
+    Raises:
+      ConfigError: if `count` is not a whole number >= 1, or by `save_figure`.
+      DataError: if arrays have the wrong shape, dtype, range or length.
+      WorkdirError: if `path` cannot be written.
+    """
+    count = check_int("count", count)
+    images, labels = _check_examples(images, labels, class_names)
+    chances = _check_probabilities(probabilities, len(images), class_names)
+    columns = min(6, count, len(images))
+    rows = math.ceil(min(count, len(images)) / columns)
+    with figure_style():
+        figure = Figure(
+            figsize=(max(3.0, 1.6 * columns + 0.2), 1.95 * rows + (0.5 if title else 0.1)),
+            layout="constrained",
+        )
+        chosen = _choose(len(images), count, seed)
+        _draw_predictions(figure, images, labels, chances, class_names, chosen, columns)
+        _set_title(figure, title)
+    return save_figure(figure, path)
+
+
+def plot_model_eval(
+    history: History,
+    matrix: ArrayLike,
+    images: ArrayLike,
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    *,
+    class_names: Sequence[str],
+    seed: int | None = None,
+    title: str | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
+    """Shows all about one trained model: curves, confusion matrix and sample predictions.
+
+    Args:
+      history: the run's history.
+      matrix: [C, C] counts; rows true, columns predicted.
+      images: [N, H, W, channels] uint8, channels 1 or 3.
+      labels: [N] integers, 0..C - 1.
+      probabilities: [N, C] floats, 0..1, each row adding up to 1.
+      class_names: the C names.
+      seed: chooses the sample images; None chooses anew each time.
+      title: heading of the figure, such as recipe and data set.
+      path: where to save the figure as PNG.
+
+    Returns:
+      The figure.
+
+    Raises:
+      ConfigError: by `save_figure`.
+      DataError: if arrays have the wrong shape, dtype, range or length.
+      WorkdirError: if `path` cannot be written.
+
+    Source: the lab's `PlotModelEval`, which printed the three one after the other.
+    """
+    counts = _check_named_matrix(matrix, class_names)
+    images, labels = _check_examples(images, labels, class_names)
+    chances = _check_probabilities(probabilities, len(images), class_names)
+    side = _matrix_side(counts)
+    width = side + 8.6
+    columns = int(width / 1.6)  # inches: room for "automobile 100%" above an image
+    with figure_style():
+        figure = Figure(
+            figsize=(width, side + (6.0 if title else 5.6)),
+            # Subfigures are set edge to edge; this leaves a margin around them all.
+            layout=ConstrainedLayoutEngine(rect=(0.01, 0.01, 0.98, 0.98)),
+        )
+        (upper,), (lower,) = figure.subfigures(2, 1, squeeze=False, height_ratios=[side + 1.6, 4.0])
+        left, right = upper.subfigures(1, 2, width_ratios=[5.6, side + 3.0])
+        _draw_history(left.subplots(2, 1), history)
+        _draw_confusion_matrix(right.subplots(), counts, class_names)
+        chosen = _choose(len(images), 2 * columns, seed)
+        _draw_predictions(lower, images, labels, chances, class_names, chosen, columns)
+        _set_title(figure, title)
+    return save_figure(figure, path)
+
+
+def plot_comparison(
+    names: Sequence[str],
+    measured: Sequence[Sequence[float]],
+    *,
+    reference: Sequence[float | None] | None = None,
+    reference_name: str = "reference",
+    metric: str = "test accuracy",
+    title: str | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
+    """Shows what several recipes reached, run by run, beside the values to be reached.
+
+    Args:
+      names: the recipes, top to bottom.
+      measured: for each recipe the value of each run; may be empty for a recipe that did not run.
+      reference: for each recipe the value to compare with, or None where there is none.
+      reference_name: where the reference values come from, for the legend.
+      metric: what is measured, for the axis.
+      title: heading of the figure.
+      path: where to save the figure as PNG.
+
+    Returns:
+      The figure, of one axes.
+
+    Raises:
+      ConfigError: by `save_figure`.
+      DataError: if there is no recipe or no value at all, the lengths differ, or a value is not
+        finite.
+      WorkdirError: if `path` cannot be written.
+    """
+    references = [None] * len(names) if reference is None else list(reference)
+    for what, values in (("measured", measured), ("reference", references)):
+        if len(values) != len(names):
+            raise DataError(f"{what} must hold {len(names)} entries, as names, not {len(values)}")
+    everything = [v for runs in measured for v in runs] + [v for v in references if v is not None]
+    if not everything:
+        raise DataError("there is nothing to compare: no measured and no reference value")
+    for value in everything:
+        if not math.isfinite(value):
+            raise DataError(f"values to compare must be finite, not {value!r}")
+    with figure_style():
+        figure = Figure(
+            figsize=(8.5, 0.55 * len(names) + (1.75 if title else 1.35)), layout="constrained"
+        )
+        ax = figure.subplots()
+        for row, (runs, target) in enumerate(zip(measured, references, strict=True)):
+            _draw_comparison_row(ax, row, list(runs), target, reference_name)
+        ax.set_yticks(range(len(names)), list(names))
+        ax.tick_params(axis="y", length=0, labelsize=10)
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.grid(axis="y", visible=False)
+        ax.spines["left"].set_visible(False)
+        ax.set_xlabel(metric)
+        ax.margins(x=0.08)
+        handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+        _set_title(figure, title)
+    return save_figure(figure, path)
+
+
+def _draw_comparison_row(
+    ax: Axes, row: int, runs: list[float], target: float | None, reference_name: str
+) -> None:
+    """One recipe's runs, their mean and the reference; the numbers at the right edge."""
+    at_right: dict[str, Any] = {
+        "xycoords": ("axes fraction", "data"),
+        "va": "center",
+        "fontsize": 9,
+    }
+    if target is not None:
+        ax.plot(
+            target, row, "D", color=VERMILION, markersize=9, fillstyle="none", label=reference_name
+        )
+    if runs:
+        mean = float(np.mean(runs))
+        ax.plot([mean, mean], [row - 0.28, row + 0.28], color=BLUE, linewidth=2.5, label="mean")
+        ax.plot(runs, [row] * len(runs), "o", color=BLUE, markersize=6, alpha=0.7, label="one run")
+        text = f"{mean:.3f}"
+        if len(runs) > 1:
+            text += f" ± {np.std(runs, ddof=1):.3f}  ({len(runs)} runs)"
+        ax.annotate(text, (1.01, row - (0.16 if target is not None else 0)), **at_right)
+    if target is not None:
+        below = row + (0.2 if runs else 0)
+        ax.annotate(f"{reference_name} {target:.3f}", (1.01, below), color=VERMILION, **at_right)
+
+
+def _draw_history(axes: Sequence[Axes], history: History) -> None:
+    """Loss on the first axes, accuracy on the second."""
+    for ax, key, best_of in zip(
+        axes, ("loss", "accuracy"), (np.nanargmin, np.nanargmax), strict=True
+    ):
+        for split, colour, line in (("train", BLUE, "-"), ("validation", VERMILION, "--")):
+            epochs, values = (np.asarray(part, float) for part in history.series(split, key))
+            if not len(values):
+                continue
+            label = split
+            if np.isfinite(values).any():
+                best = int(best_of(np.where(np.isfinite(values), values, np.nan)))
+                label = f"{split}, best {values[best]:.3f} at epoch {round(epochs[best], 1):g}"
+            # Single points would be invisible as a line; hundreds of markers would hide it.
+            marker = ("o" if split == "train" else "s") if len(values) <= 40 else None
+            ax.plot(epochs, values, line, color=colour, marker=marker, markersize=4, label=label)
+        ax.set_title(key.capitalize())
+        ax.set_xlabel("epoch")
+        if ax.lines:
+            ax.legend(loc="best")
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        else:
+            ax.text(0.5, 0.5, "nothing logged", transform=ax.transAxes, ha="center", color=MUTED)
+
+
+def _draw_confusion_matrix(ax: Axes, counts: NDArray[np.int64], class_names: Sequence[str]) -> None:
+    """Cells with count and row share, and each class's accuracy right of its row."""
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    # Mistakes are a few percent of a row; the root makes their differences visible.
+    ax.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
+    for (row, column), count in np.ndenumerate(counts):
+        share = shares[row, column]
+        # At 0.47 white and ink stand out equally from the cell's blue (about 4 to 1).
+        colour = "white" if share > 0.47 else INK if count else MUTED
+        at: dict[str, Any] = {"ha": "center", "color": colour}
+        ax.text(column, row - 0.02, f"{count:,}", va="bottom", fontsize=9.5, **at)
+        text = f"{share:.1%}" if totals[row, 0] else "-"
+        ax.text(column, row + 0.07, text, va="top", fontsize=7.5, **at)
+    last = len(counts) - 0.3
+    ax.text(last, -0.6, "accuracy", va="bottom", fontsize=9, weight="bold")
+    for row, share in enumerate(per_class_accuracy(counts)):
+        text = "no examples" if math.isnan(share) else f"{share:.1%}"
+        ax.text(last, row, text, va="center", fontsize=10)
+    ax.set_xticks(range(len(counts)), class_names, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(counts)), class_names)
+    ax.tick_params(length=0, labelsize=10)
+    ax.set_xlabel("predicted class")
+    ax.set_ylabel("true class")
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    total = int(counts.sum())
+    right = f"{accuracy(counts):.1%} of {total:,} right" if total else "no examples"
+    ax.set_title(f"Confusion matrix: {right}")
+
+
+def _matrix_side(counts: NDArray[np.int64]) -> float:
+    """Inches that make room for the text in the cells, and for the heading above few cells."""
+    return max(4.4, 0.62 * len(counts))
+
+
+def _draw_predictions(
+    figure: FigureBase,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    class_names: Sequence[str],
+    chosen: NDArray[np.int64],
+    columns: int,
+) -> None:
+    """The chosen images in rows of `columns`, each with its prediction as heading."""
+    axes = figure.subplots(math.ceil(len(chosen) / columns), columns, squeeze=False)
+    for ax, index in zip(axes.flat, chosen, strict=False):
+        predicted = int(probabilities[index].argmax())
+        right = predicted == labels[index]
+        _draw_image(ax, images[index])
+        colour = GREEN if right else VERMILION
+        ax.spines[:].set(visible=True, color=colour, lw=2.5, ls="-" if right else (0, (3, 1.5)))
+        confidence = f"{probabilities[index, predicted]:.0%}"
+        ax.set_title(
+            f"{'✓' if right else '✗'} {class_names[predicted]} {confidence}",
+            fontsize=9.5,
+            loc="center",
+            color=colour,
+        )
+        if not right:
+            ax.set_xlabel(f"is: {class_names[labels[index]]}", fontsize=9.5, labelpad=3)
+    for ax in axes.flat[len(chosen) :]:
+        ax.set_axis_off()
+
+
+def _draw_image(ax: Axes, image: NDArray[np.uint8]) -> None:
+    # `nearest` shows the pixels the model gets; grey images have a channel axis to drop.
+    if image.shape[-1] == 1:
+        ax.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    else:
+        ax.imshow(image, interpolation="nearest")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+
+
+def _set_title(figure: Figure, title: str | None) -> None:
+    if title:
+        figure.suptitle(title)
+
+
+def _choose(size: int, count: int, seed: int | None) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).permutation(size)[:count]
+
+
+def _check_named_matrix(matrix: ArrayLike, class_names: Sequence[str]) -> NDArray[np.int64]:
+    counts = check_matrix(matrix)
+    if len(class_names) != len(counts):
+        raise DataError(
+            f"class_names must hold {len(counts)} names, one a row of the matrix, "
+            f"not {len(class_names)}"
+        )
+    return counts
+
+
+def _check_examples(
+    images: ArrayLike, labels: ArrayLike, class_names: Sequence[str]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
+        raise DataError(
+            "images must be [N, H, W, C] uint8 with C 1 or 3, "
+            f"not {list(images.shape)} {images.dtype}"
+        )
+    if not images.size:
+        raise DataError(f"images must hold at least one image, not {list(images.shape)}")
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"labels must be [N] integers, not {list(labels.shape)} {labels.dtype}")
+    if len(labels) != len(images):
+        raise DataError(f"there must be a label an image, not {len(labels)} for {len(images)}")
+    if labels.min() < 0 or labels.max() >= len(class_names):
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        raise DataError(
+            f"labels must be in 0..{len(class_names) - 1}, as there are {len(class_names)} "
+            f"class_names, not {wrong}"
+        )
+    return images, labels.astype(np.int64)
+
+
+def _check_probabilities(
+    probabilities: ArrayLike, size: int, class_names: Sequence[str]
+) -> NDArray[np.float64]:
+    chances = np.asarray(probabilities, dtype=np.float64)
+    if chances.shape != (size, len(class_names)):
+        raise DataError(
+            f"probabilities must be [{size}, {len(class_names)}], a row an image and a column a "
+            f"class name, not {list(chances.shape)}"
+        )
+    # Half precision leaves sums of rows some thousandths off 1.
+    if not (chances.min() >= 0 and np.allclose(chances.sum(axis=1), 1, atol=0.02)):
+        raise DataError(
+            "each row of probabilities must be >= 0 and add up to 1 (apply softmax to logits), "
+            f"not {chances.min():g}..{chances.max():g} with sums "
+            f"{chances.sum(axis=1).min():g}..{chances.sum(axis=1).max():g}"
+        )
+    return chances
