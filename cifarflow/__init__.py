@@ -1,0 +1,96 @@
+"""A fast, exact custom training loop in TensorFlow for CIFAR-10-size images.
+
+    import cifarflow
+
+    run = cifarflow.train_recipe("lab_cnn", epochs=1)
+    print(run.summary["test_accuracy"])
+
+Names are loaded when first used: importing the package imports neither TensorFlow nor plotting.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cifarflow.data.augment import cutout, make_augment, random_crop, random_flip
+    from cifarflow.data.cifar10 import load_cifar10
+    from cifarflow.data.dataset import load_data
+    from cifarflow.data.pipeline import ArrayBatches, DatasetBatches, evaluation_batches
+    from cifarflow.data.splits import Dataset, Split
+    from cifarflow.errors import CifarflowError
+    from cifarflow.evaluation.metrics import confusion_matrix, per_class_accuracy
+    from cifarflow.evaluation.predict import predict, softmax
+    from cifarflow.models.cnn import cnn, final
+    from cifarflow.models.mlp import mlp
+    from cifarflow.models.resnet import resnet
+    from cifarflow.optimizers.precision import resolve_precision, scale_for
+    from cifarflow.optimizers.schedules import Constant, Cosine, InverseTime, OneCycle, Piecewise
+    from cifarflow.optimizers.sgd import SGD
+    from cifarflow.recipes import RECIPES, Recipe, get_recipe, train_recipe
+    from cifarflow.reporting.diagram import model_summary, plot_model
+    from cifarflow.reporting.plots import (
+        plot_comparison,
+        plot_confusion_matrix,
+        plot_history,
+        plot_model_eval,
+        plot_predictions,
+        plot_random_from_each_class,
+    )
+    from cifarflow.reporting.progress import Progress
+    from cifarflow.training.checkpoints import Checkpoints
+    from cifarflow.training.history import History
+    from cifarflow.training.hooks import EarlyStopping, Every, Hook
+    from cifarflow.training.loop import Run, TrainingInterrupted, train
+    from cifarflow.training.step import cross_entropy, make_eval_step, make_train_step
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "data.augment": ("cutout", "make_augment", "random_crop", "random_flip"),
+    "data.cifar10": ("load_cifar10",),
+    "data.dataset": ("load_data",),
+    "data.pipeline": ("ArrayBatches", "DatasetBatches", "evaluation_batches"),
+    "data.splits": ("Dataset", "Split"),
+    "errors": ("CifarflowError",),
+    "evaluation.metrics": ("confusion_matrix", "per_class_accuracy"),
+    "evaluation.predict": ("predict", "softmax"),
+    "models.cnn": ("cnn", "final"),
+    "models.mlp": ("mlp",),
+    "models.resnet": ("resnet",),
+    "optimizers.precision": ("resolve_precision", "scale_for"),
+    "optimizers.schedules": ("Constant", "Cosine", "InverseTime", "OneCycle", "Piecewise"),
+    "optimizers.sgd": ("SGD",),
+    "recipes": ("RECIPES", "Recipe", "get_recipe", "train_recipe"),
+    "reporting.diagram": ("model_summary", "plot_model"),
+    "reporting.plots": (
+        "plot_comparison",
+        "plot_confusion_matrix",
+        "plot_history",
+        "plot_model_eval",
+        "plot_predictions",
+        "plot_random_from_each_class",
+    ),
+    "reporting.progress": ("Progress",),
+    "training.checkpoints": ("Checkpoints",),
+    "training.history": ("History",),
+    "training.hooks": ("EarlyStopping", "Every", "Hook"),
+    "training.loop": ("Run", "TrainingInterrupted", "train"),
+    "training.step": ("cross_entropy", "make_eval_step", "make_train_step"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'cifarflow' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"cifarflow.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

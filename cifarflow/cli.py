@@ -1,0 +1,283 @@
+"""What the command-line runners share: flags from `Recipe`'s fields, and clear endings.
+
+    cli.define_recipe_flags("lab_cnn")
+    cli.define_run_flags()
+
+    def main() -> None:
+        run = train_recipe(cli.recipe_from_flags(), **cli.run_options_from_flags())
+
+    if __name__ == "__main__":
+        cli.run(main)
+
+A field of `Recipe` is written once, in `Recipe`: its flag's name, type, choices and help come from
+there.  Input that cannot work ends in one line on stderr and exit status 2; Ctrl-C, once the state
+is saved, in status 130 and the command that goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from absl import app, flags
+
+from cifarflow.errors import CifarflowError, ConfigError
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+@contextlib.contextmanager
+def _quiet_import() -> Iterator[None]:
+    """Holds back what TensorFlow's libraries write to stderr while they load.
+
+    Some of it is written before any log level can be set.  If loading fails it is shown.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(kept, held.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+with _quiet_import():
+    import tensorflow as tf
+
+    # The first look at the devices writes as well.
+    tf.config.list_physical_devices()
+    from cifarflow.data.splits import Dataset
+    from cifarflow.recipes import RECIPES, Recipe, get_recipe
+    from cifarflow.reporting.progress import Progress
+    from cifarflow.training.loop import Run, TrainingInterrupted
+
+# Flags belong to the script that asks for them, so that its `--help` shows them.
+flags.disclaim_key_flags()
+FLAGS = flags.FLAGS
+
+
+def recipe_fields() -> list[dataclasses.Field[Any]]:
+    """The fields of `Recipe` that have a flag: all but its name."""
+    return [field for field in dataclasses.fields(Recipe) if field.name != "name"]
+
+
+def define_recipe_flags(default: str | None) -> None:
+    """Defines --recipe and a flag a field of `Recipe`.
+
+    Args:
+      default: the recipe taken when --recipe is not given; None defines no --recipe, for a runner
+        that runs several.
+    """
+    if default is not None:
+        flags.DEFINE_enum("recipe", default, sorted(RECIPES), "the named recipe to start from")
+    for field in recipe_fields():
+        text = field.metadata["help"]
+        # A flag that is not given stays None and leaves the recipe's own value alone.
+        if field.metadata["choices"]:
+            flags.DEFINE_enum(field.name, None, field.metadata["choices"], text)
+        elif isinstance(field.default, bool):
+            flags.DEFINE_boolean(field.name, None, text)
+        elif isinstance(field.default, int):
+            flags.DEFINE_integer(field.name, None, text)
+        elif isinstance(field.default, float):
+            flags.DEFINE_float(field.name, None, text)
+        else:
+            flags.DEFINE_string(field.name, None, text)
+
+
+def recipe_changes() -> dict[str, Any]:
+    """The fields of `Recipe` that were given as flags, and their values.
+
+    Raises:
+      ConfigError: if --model_options or --drop_epochs cannot be read.
+    """
+    changes = {}
+    for field in recipe_fields():
+        value = FLAGS[field.name].value
+        if value is None:
+            continue
+        if field.name == "model_options":
+            value = parse_options(value)
+        elif field.name == "drop_epochs":
+            value = _parse_numbers(field.name, value)
+        changes[field.name] = value
+    return changes
+
+
+def recipe_from_flags() -> Recipe:
+    """The recipe that the command line asks for.
+
+    Raises:
+      ConfigError: if a value is out of range.
+    """
+    return get_recipe(FLAGS.recipe, **recipe_changes())
+
+
+def define_run_flags(*, workdir_help: str = "") -> None:
+    """Defines the flags of a run that are not part of its recipe."""
+    flags.DEFINE_string(
+        "data_dir", None, "where CIFAR-10 is, a file or folder (default: search, see README)"
+    )
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        workdir_help or "the run's folder (default: a new one, runs/RECIPE-DATE-TIME)",
+    )
+    flags.DEFINE_boolean("resume", False, "go on with the run in --workdir; starts it if none")
+    flags.DEFINE_boolean("tensorboard", False, "write a TensorBoard event file into the workdir")
+    flags.DEFINE_boolean("plots", True, "draw the pictures")
+    flags.DEFINE_boolean("progress", True, "show progress on stderr")
+
+
+def run_options_from_flags(name: str) -> dict[str, Any]:
+    """The options of `train_recipe` that the command line asks for.
+
+    Args:
+      name: what a new workdir is named after.
+
+    Raises:
+      ConfigError: if two flags do not fit together.
+    """
+    if FLAGS.resume and not FLAGS.workdir:
+        raise ConfigError("--resume needs --workdir: the folder of the run to go on with")
+    for flag in ("workdir", "data_dir"):
+        path = FLAGS[flag].value
+        if path is not None and not path.strip():
+            raise ConfigError(f"--{flag} must be a path, not {path!r}")
+    if FLAGS.workdir is None:
+        # Kept in the flag, so that the command to go on can name it.
+        FLAGS["workdir"].value = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    return {
+        "workdir": FLAGS.workdir,
+        "resume": FLAGS.resume,
+        "data_dir": FLAGS.data_dir,
+        "tensorboard": FLAGS.tensorboard,
+        "progress": Progress if FLAGS.progress else None,
+    }
+
+
+def parse_options(text: str) -> dict[str, Any]:
+    """Reads `key=value,...` or a JSON object; a value that is no JSON is a string.
+
+    Raises:
+      ConfigError: if it is neither.
+    """
+    try:
+        if text.lstrip().startswith("{"):
+            return dict(json.loads(text))
+        # A comma within a value, as in filters=[8,16], is not followed by another name.
+        pairs = [part.partition("=") for part in re.split(r",(?=\s*\w+\s*=)", text)]
+        if all(name.strip() and equals for name, equals, _ in pairs):
+            return {name.strip(): _parse_value(value) for name, _, value in pairs}
+    except ValueError:
+        pass
+    raise ConfigError(f"--model_options must be key=value,... or a JSON object, not {text!r}")
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _parse_numbers(name: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--{name} must be numbers joined by commas, not {text!r}") from None
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags, runs `main`, and ends the process.
+
+    Exit status: 0 when done, 2 when the input cannot work (one line on stderr), 130 when
+    interrupted with the state saved.  Any other exception is a bug and keeps its traceback.
+    """
+
+    def guarded(argv: Sequence[str]) -> int:
+        try:
+            if len(argv) > 1:
+                raise ConfigError(
+                    f"unexpected argument {argv[1]!r}: options are written --name=value"
+                )
+            main()
+        except CifarflowError as error:
+            return _complain(str(error))
+        except TrainingInterrupted as error:
+            print(f"\n{error}", file=sys.stderr)
+            if error.checkpoint is not None:
+                print(f"to go on: {resume_command()}", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        return 0
+
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def print_summary(run: Run) -> None:
+    """Prints in a few lines what came of a run, and where its files are."""
+    summary = run.summary
+    print(
+        f"{summary['recipe']} on {summary['dataset']}: test accuracy "
+        f"{summary['test_accuracy']:.4f}, test loss {summary['test_loss']:.4f} after "
+        f"{summary['epochs']:g} epochs"
+    )
+    print(
+        f"{summary['train_seconds']:.1f} s of training at "
+        f"{summary['images_per_second']:,.0f} images/s in {summary['precision']} on "
+        f"{summary['device']}"
+    )
+    print(f"weights {summary['weights_sha256'][:16]}, all files in {run.workdir}")
+
+
+def draw_and_print(run: Run, dataset: Dataset) -> None:
+    """Draws a run's pictures into its workdir, and prints where they are."""
+    # Plotting is loaded here: whoever says --noplots does not wait for it.
+    from cifarflow.reporting.pictures import draw_run
+
+    assert run.workdir is not None
+    paths = draw_run(run, dataset, run.workdir / "plots")
+    print(f"pictures: {', '.join(path.name for path in paths.values())} in {run.workdir / 'plots'}")
+
+
+def resume_command() -> str:
+    """The command that goes on with an interrupted run: this one, with its workdir and --resume."""
+    words = [word for word in sys.argv if word not in ("--resume", "--resume=true")]
+    if not FLAGS["workdir"].present:
+        words.append(f"--workdir={FLAGS.workdir}")
+    return shlex.join(["python", *words, "--resume"])
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        return list(FLAGS(argv))
+    except flags.Error as error:
+        sys.exit(_complain(str(error)))
+    except SystemExit:
+        # absl ends --help with status 1, as if something had gone wrong.
+        sys.exit(0)
+
+
+def _complain(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_BAD_INPUT

@@ -1,0 +1,536 @@
+"""Recipes: all that decides a training run, as one frozen value, and the one way to run them.
+
+    run = train_recipe("lab_cnn", workdir="runs/first", epochs=2)
+    print(run.summary["test_accuracy"])
+
+    recipe = get_recipe("lab_final", learning_rate=0.02, augment="flip,crop:4")
+    run = train_recipe(recipe)
+
+A named recipe, the flags of a runner and the keyword arguments of a script are all this one
+dataclass.  It is saved with the run, and the run can be repeated from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cifarflow.data.augment import make_augment, parse_augment
+from cifarflow.data.dataset import DATA_CHOICES, load_data
+from cifarflow.data.pipeline import ArrayBatches, evaluation_batches
+from cifarflow.data.splits import SPLIT_METHODS, Dataset
+from cifarflow.device import describe_device, has_gpu, prepare_gpus
+from cifarflow.errors import (
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    check_choice,
+    check_float,
+    check_int,
+    check_seed,
+)
+from cifarflow.evaluation.metrics import confusion_matrix, per_class_accuracy
+from cifarflow.evaluation.predict import predict
+from cifarflow.models.cnn import cnn, final
+from cifarflow.models.mlp import mlp
+from cifarflow.models.resnet import resnet
+from cifarflow.optimizers import schedules
+from cifarflow.optimizers.precision import PRECISIONS, resolve_precision, scale_for
+from cifarflow.optimizers.sgd import SGD
+from cifarflow.training.checkpoints import Checkpoints, hash_arrays
+from cifarflow.training.history import History
+from cifarflow.training.hooks import Hook
+from cifarflow.training.loop import ProgressView, Run, train
+from cifarflow.training.step import cross_entropy
+from cifarflow.training.tensorboard import tensorboard_writer
+from cifarflow.training.workdir import Workdir
+
+MODELS: Mapping[str, Callable[..., Any]] = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "final": final,
+    "resnet": resnet,
+}
+SCHEDULES = ("inverse_time", "constant", "cosine", "one_cycle", "piecewise")
+
+
+def _field(default: Any, text: str, choices: Iterable[str] = ()) -> Any:
+    """A field with what `--help` says of it."""
+    return dataclasses.field(default=default, metadata={"help": text, "choices": tuple(choices)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that decides a training run.
+
+    The fields say what they are in their own help texts, from which the runners' flags come too.
+
+    Raises:
+      ConfigError: if a field is out of range, or two do not fit together.
+    """
+
+    name: str
+    model: str = _field("cnn", "model family", MODELS)
+    model_options: Mapping[str, Any] | None = _field(
+        None, "arguments of the model's builder, as key=value,... or JSON"
+    )
+    data: str = _field("auto", "auto: CIFAR-10, or the stand-in set if there is none", DATA_CHOICES)
+    validation_fraction: float = _field(0.2, "share of the training set held out, 0..1")
+    validation_split: str = _field(
+        "last",
+        "which are held out: the last in file order, or the same share a class (by one fixed draw)",
+        SPLIT_METHODS,
+    )
+    limit_examples: int = _field(0, "train on the first so many examples only; 0 for all")
+    batch_size: int = _field(32, "examples a step")
+    eval_batch_size: int = _field(500, "examples a step of evaluation; changes the time only")
+    epochs: float = _field(5.0, "passes over the training data; a part of one is fine")
+    learning_rate: float = _field(0.01, "learning rate, at the schedule's peak")
+    momentum: float = _field(0.9, "SGD momentum, 0 up to but not 1")
+    nesterov: bool = _field(True, "Nesterov momentum")
+    schedule: str = _field(
+        "inverse_time", "how the learning rate changes from step to step", SCHEDULES
+    )
+    decay: float = _field(1e-6, "for schedule=inverse_time: learning_rate / (1 + decay * step)")
+    warmup_epochs: float = _field(0.0, "epochs over which the learning rate rises from 0 first")
+    drop_epochs: tuple[float, ...] = _field(
+        (), "for schedule=piecewise: epochs at which the learning rate drops, as 10,20"
+    )
+    drop_factor: float = _field(0.1, "for schedule=piecewise: what it is multiplied by then")
+    l2: float = _field(0.0, "L2 added to the gradient of every kernel: l2 * weight")
+    weight_decay: float = _field(
+        0.0, "decoupled weight decay of every kernel: learning_rate * weight_decay * weight"
+    )
+    clip_norm: float = _field(0.0, "clip all gradients together to this norm; 0 for none")
+    label_smoothing: float = _field(0.0, "share of each target spread over all classes, 0..1")
+    augment: str = _field("none", "none, or parts of flip,crop:PIXELS,cutout:PIXELS")
+    precision: str = _field(
+        "auto", "auto: mixed_bfloat16 where the hardware has it, else float32", PRECISIONS
+    )
+    jit_compile: str = _field(
+        "auto", "compile the step with XLA; auto: on a GPU only", ("auto", "true", "false")
+    )
+    seed: int = _field(0, "seed of initial weights, order, dropout and augmentation")
+
+    def __post_init__(self) -> None:
+        """Checks every field; what depends on the data is checked when the run starts."""
+        for field in dataclasses.fields(self):
+            if field.metadata.get("choices"):
+                check_choice(field.name, getattr(self, field.name), field.metadata["choices"])
+        options = self.model_options or {}
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise ConfigError(f"name must be a word or more, not {self.name!r}")
+        if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
+            raise ConfigError(f"model_options must be a mapping of names, not {options!r}")
+        reserved = {"dtype_policy", "image_shape", "num_classes", "seed", "softmax"} & set(options)
+        if reserved:
+            raise ConfigError(
+                f"model_options must leave {sorted(reserved)[0]!r} to the recipe, not {options!r}"
+            )
+        try:
+            json.dumps(_thawed(options), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"model_options must hold what JSON has, not {options!r}: {error}"
+            ) from None
+        if not isinstance(self.drop_epochs, (list, tuple)):
+            raise ConfigError(f"drop_epochs must be a list of epochs, not {self.drop_epochs!r}")
+
+        def keep(check: Callable[..., Any], name: str, **bounds: Any) -> None:
+            # What is kept is a plain number: a recipe must go into JSON, NumPy's numbers do not.
+            object.__setattr__(self, name, check(name, getattr(self, name), **bounds))
+
+        object.__setattr__(self, "model_options", _frozen(options))
+        for name in ("validation_fraction", "momentum", "label_smoothing"):
+            keep(check_float, name, maximum=1.0, below_maximum=True)
+        keep(check_int, "limit_examples", minimum=0)
+        keep(check_int, "batch_size")
+        keep(check_int, "eval_batch_size")
+        keep(check_float, "epochs", above_minimum=True)
+        keep(check_float, "learning_rate", above_minimum=True)
+        if not isinstance(self.nesterov, bool) or (self.nesterov and not self.momentum):
+            raise ConfigError(
+                f"nesterov must be False, or True with momentum > 0, not {self.nesterov!r} with "
+                f"momentum {self.momentum!r}"
+            )
+        for name in ("decay", "warmup_epochs", "l2", "weight_decay", "clip_norm"):
+            keep(check_float, name)
+        keep(check_float, "drop_factor", above_minimum=True)
+        epochs = [check_float("drop_epochs", e, above_minimum=True) for e in self.drop_epochs]
+        object.__setattr__(self, "drop_epochs", tuple(epochs))
+        if (self.schedule == "piecewise") != bool(self.drop_epochs):
+            raise ConfigError(
+                "drop_epochs must be given for schedule=piecewise and for no other, "
+                f"not {self.drop_epochs!r} with schedule={self.schedule}"
+            )
+        if list(self.drop_epochs) != sorted(set(self.drop_epochs)):
+            raise ConfigError(f"drop_epochs must increase, not {self.drop_epochs!r}")
+        if self.warmup_epochs > self.epochs:
+            raise ConfigError(
+                f"warmup_epochs must be at most epochs ({self.epochs:g}), "
+                f"not {self.warmup_epochs!r}"
+            )
+        parse_augment(self.augment)
+        object.__setattr__(self, "seed", check_seed(self.seed))
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON has them; `Recipe(**values)` makes the recipe again."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {key: _thawed(value) for key, value in values.items()}
+
+
+def _frozen(value: Any) -> Any:
+    """Lists become tuples, so that a recipe from JSON equals the one it was written from."""
+    if isinstance(value, Mapping):
+        return {key: _frozen(entry) for key, entry in value.items()}
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _thawed(value: Any) -> Any:
+    """The reverse: only what JSON has."""
+    if isinstance(value, Mapping):
+        return {key: _thawed(entry) for key, entry in value.items()}
+    return list(map(_thawed, value)) if isinstance(value, (list, tuple)) else value
+
+
+_DROPOUT = {"dropout": (0.25, 0.25, 0.5)}
+
+# The lab's own models and settings: batch 32, SGD with Nesterov momentum .9 and decay 1e-6, the
+# last 20 % of the training set for validation.  The mlp is float32: at this size the conversions
+# to bfloat16 cost more than its products save.
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("lab_mlp", model="mlp", epochs=15, precision="float32"),
+        Recipe("lab_cnn", epochs=5),
+        Recipe("lab_dropout", model_options=_DROPOUT, epochs=10),
+        Recipe("lab_batchnorm", model_options={**_DROPOUT, "batch_norm_momentum": 0.75}, epochs=15),
+        Recipe("lab_final", model="final", epochs=25, learning_rate=0.04),
+    )
+}
+
+
+def get_recipe(recipe: str | Recipe, **changes: Any) -> Recipe:
+    """Looks a recipe up by name and changes some of its fields.
+
+    Args:
+      recipe: a name in `RECIPES`, or a recipe.
+      **changes: fields of `Recipe` and their new values.
+
+    Raises:
+      ConfigError: if the name or a field is unknown, or a value is out of range.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = RECIPES[check_choice("recipe", recipe, RECIPES)]
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    for name in changes:
+        check_choice("a recipe's field", name, known)
+    return dataclasses.replace(recipe, **changes)
+
+
+def build_model(recipe: Recipe, *, image_shape: tuple[int, int, int], num_classes: int) -> Any:
+    """Builds the recipe's model, initialised from its seed.
+
+    Args:
+      recipe: the recipe; precision "auto" is resolved for this machine.
+      image_shape: (H, W, C).
+      num_classes: how many classes.
+
+    Raises:
+      ConfigError: if model_options has an argument that the builder does not know or refuses.
+    """
+    builder = MODELS[recipe.model]
+    options = dict(recipe.model_options or {})
+    try:
+        return builder(
+            image_shape=image_shape,
+            num_classes=num_classes,
+            dtype_policy=resolve_precision(recipe.precision),
+            seed=recipe.seed,
+            **options,
+        )
+    except TypeError as error:
+        # The builder's own signature is the list of what model_options may hold.
+        raise ConfigError(f"model_options {options!r} do not fit {recipe.model}: {error}") from None
+
+
+def build_schedule(recipe: Recipe, *, steps_per_epoch: int) -> Any:
+    """Builds the recipe's learning-rate schedule: step -> learning rate.
+
+    Args:
+      recipe: the recipe.
+      steps_per_epoch: turns its epochs into steps.
+    """
+    rate = recipe.learning_rate
+    warmup: dict[str, Any] = {"warmup_steps": round(recipe.warmup_epochs * steps_per_epoch)}
+    total_steps = max(1, round(recipe.epochs * steps_per_epoch))
+    if recipe.schedule == "constant":
+        return schedules.Constant(rate, **warmup)
+    if recipe.schedule == "inverse_time":
+        return schedules.InverseTime(rate, recipe.decay, **warmup)
+    if recipe.schedule == "cosine":
+        return schedules.Cosine(rate, total_steps, **warmup)
+    if recipe.schedule == "one_cycle":
+        return schedules.OneCycle(rate, total_steps, **warmup)
+    boundaries = [round(epoch * steps_per_epoch) for epoch in recipe.drop_epochs]
+    values = [rate * recipe.drop_factor**drops for drops in range(len(boundaries) + 1)]
+    return schedules.Piecewise(boundaries, values, **warmup)
+
+
+def build_optimizer(recipe: Recipe, *, steps_per_epoch: int) -> Any:
+    """Builds the recipe's optimiser, scaled for float16 if its precision is that.
+
+    Args:
+      recipe: the recipe; precision "auto" is resolved for this machine.
+      steps_per_epoch: turns its epochs into steps.
+    """
+    optimizer = SGD(
+        build_schedule(recipe, steps_per_epoch=steps_per_epoch),
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        l2=recipe.l2,
+        weight_decay=recipe.weight_decay or None,
+        no_decay=("bias", "gamma", "beta"),
+        global_clipnorm=recipe.clip_norm or None,
+    )
+    return scale_for(resolve_precision(recipe.precision), optimizer)
+
+
+def resolve(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """Replaces every "auto" by what it means on this machine with this data."""
+    jit_compile = recipe.jit_compile
+    if jit_compile == "auto":
+        # XLA's convolutions are slower than oneDNN's on a CPU (47 against 28 ms a step of
+        # lab_cnn on two cores), and faster than separate kernels on a GPU.
+        jit_compile = "true" if has_gpu() else "false"
+    return dataclasses.replace(
+        recipe,
+        data=dataset.name if dataset.name in DATA_CHOICES else recipe.data,
+        precision=resolve_precision(recipe.precision),
+        jit_compile=jit_compile,
+    )
+
+
+def load_recipe_data(recipe: Recipe, *, data_dir: str | pathlib.Path | None = None) -> Dataset:
+    """Loads the data that a recipe asks for, split and limited as it says.
+
+    Args:
+      recipe: the recipe.
+      data_dir: where CIFAR-10 is, see `load_cifar10`.
+
+    Raises:
+      ConfigError: if limit_examples is more than there are.
+      DataError, DataNotFoundError: see `load_data`.
+    """
+    dataset = load_data(
+        recipe.data,
+        data_dir,
+        validation_fraction=recipe.validation_fraction,
+        validation_split=recipe.validation_split,
+    )
+    return dataset.limit(recipe.limit_examples) if recipe.limit_examples else dataset
+
+
+def train_recipe(
+    recipe: str | Recipe,
+    *,
+    workdir: str | pathlib.Path | None = None,
+    resume: bool = False,
+    data_dir: str | pathlib.Path | None = None,
+    dataset: Dataset | None = None,
+    hooks: Sequence[Hook] = (),
+    progress: Callable[..., Any] | None = None,
+    tensorboard: bool = False,
+    **changes: Any,
+) -> Run:
+    """Trains a recipe, evaluates it on the test set once, and writes down what came out.
+
+    Args:
+      recipe: a name in `RECIPES`, or a recipe.
+      workdir: the run's folder; None writes nothing.
+      resume: go on with the run that is in workdir; starts afresh where there is none.
+      data_dir: where CIFAR-10 is, see `load_cifar10`.
+      dataset: data that is loaded already, or data of your own; in place of loading the recipe's.
+      hooks: what else to run during training, and when.
+      progress: makes a context manager that shows progress, called with total_steps and the
+        keywords steps_per_epoch, first_step and description; `Progress` is one.
+      tensorboard: write an event file into workdir.
+      **changes: fields of the recipe and their new values.
+
+    Returns:
+      The `Run`.  Its summary is also summary.json.
+
+    Raises:
+      ConfigError: if a value is out of range, or does not fit the data.
+      DataError, DataNotFoundError: see `load_data`.
+      WorkdirError: if workdir cannot be written, or holds another run.
+      CheckpointError: if the checkpoint to resume from is damaged.
+      NonFiniteError: if the loss is not finite.
+      TrainingInterrupted: after Ctrl-C.
+    """
+    started = time.perf_counter()
+    recipe = get_recipe(recipe, **changes)
+    if workdir is None and (resume or tensorboard):
+        raise ConfigError(f"{'resume' if resume else 'tensorboard'}=True needs a workdir, not None")
+    prepare_gpus()
+    if dataset is None:
+        dataset = load_recipe_data(recipe, data_dir=data_dir)
+    elif recipe.limit_examples and recipe.limit_examples != len(dataset.train):
+        dataset = dataset.limit(recipe.limit_examples)
+    if not len(dataset.test):
+        raise DataError(f"the data set {dataset.name!r} must have test images, not 0")
+    recipe = resolve(recipe, dataset)
+    batches = ArrayBatches(
+        dataset.train.images,
+        dataset.train.labels,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        augment=make_augment(recipe.augment),
+    )
+    model = build_model(recipe, image_shape=dataset.image_shape, num_classes=dataset.num_classes)
+    optimizer = build_optimizer(recipe, steps_per_epoch=batches.steps_per_epoch)
+    validation = None
+    if len(dataset.validation):
+        validation = evaluation_batches(
+            dataset.validation.images, dataset.validation.labels, batch_size=recipe.eval_batch_size
+        )
+    loss_fn = cross_entropy(label_smoothing=recipe.label_smoothing)
+
+    folder = Workdir(workdir) if workdir is not None else None
+    tags = {"dataset": dataset.name}
+    checkpoints = None
+    history = History(tags=tags)
+    if folder is not None:
+        there = folder.open(recipe.to_json(), resume=resume)
+        checkpoints = Checkpoints(folder.checkpoints)
+        if there and folder.metrics.exists():
+            history = History.load(folder.metrics, tags=tags)
+        else:
+            history = History(folder.metrics, tags=tags)
+        summary = folder.read_json("summary.json")
+        newest = checkpoints.latest()
+        if summary is not None and newest is not None:
+            # A finished run: the test set is not read a second time.
+            optimizer.build(model.trainable_variables)
+            checkpoints.restore(newest, [*model.variables, *optimizer.variables])
+            return Run(model, history, summary, folder.path)
+        # A run that ended between its test and its summary is tested again.
+        history.rows = [row for row in history.rows if row["split"] != "test"]
+        if tensorboard:
+            history.listeners.append(tensorboard_writer(folder.path / "tensorboard"))
+
+    first_step = (checkpoints.latest() or 0) if checkpoints is not None and resume else 0
+    total_steps = max(1, round(recipe.epochs * batches.steps_per_epoch))
+    with contextlib.ExitStack() as stack:
+        view = None
+        if progress is not None:
+            shown = progress(
+                total_steps,
+                steps_per_epoch=batches.steps_per_epoch,
+                first_step=first_step,
+                description=f"{recipe.name}, {dataset.name}",
+            )
+            view = stack.enter_context(shown)
+            _announce(view, recipe, dataset, model)
+        run = train(
+            model,
+            optimizer,
+            batches=batches,
+            total_steps=total_steps,
+            validation=validation,
+            hooks=hooks,
+            loss_fn=loss_fn,
+            jit_compile=recipe.jit_compile == "true",
+            history=history,
+            checkpoints=checkpoints,
+            resume=resume,
+            progress=view,
+        )
+    outputs = predict(model, dataset.test.images, batch_size=recipe.eval_batch_size)
+    summary = _summary(recipe, dataset, run, loss_fn, outputs)
+    summary["total_seconds"] = round(time.perf_counter() - started, 3)
+    if folder is not None:
+        folder.write_json("summary.json", summary)
+    path = folder.path if folder is not None else None
+    return Run(model, history, summary, path, test_outputs=outputs)
+
+
+def _summary(
+    recipe: Recipe, dataset: Dataset, run: Run, loss_fn: Any, outputs: np.ndarray
+) -> dict[str, Any]:
+    """Says what came of the run; `outputs` are the model's for the test set."""
+    model, test = run.model, dataset.test
+    losses = loss_fn(tf.constant(test.labels), tf.constant(outputs)).numpy()
+    extra = float(sum(float(loss) for loss in model.losses))
+    matrix = confusion_matrix(test.labels, outputs.argmax(-1), num_classes=dataset.num_classes)
+    test_loss = float(np.mean(losses, dtype=np.float64)) + extra
+    test_accuracy = float(np.trace(matrix) / matrix.sum())
+    if not np.isfinite(test_loss):
+        raise NonFiniteError(
+            f"the test loss is {test_loss} after the last step: try a smaller learning_rate than "
+            f"{recipe.learning_rate:g}"
+        )
+    run.history.add(
+        step=run.summary["steps"],
+        epoch=run.summary["epochs"],
+        split="test",
+        loss=test_loss,
+        accuracy=test_accuracy,
+    )
+    return {
+        "recipe": recipe.name,
+        "dataset": dataset.name,
+        "data_source": dataset.source,
+        "examples": {
+            "train": len(dataset.train),
+            "validation": len(dataset.validation),
+            "test": len(test),
+        },
+        "parameters": model.count_params(),
+        "epochs": run.summary["epochs"],
+        "steps": run.summary["steps"],
+        "seed": recipe.seed,
+        "precision": recipe.precision,
+        "jit_compile": recipe.jit_compile == "true",
+        "device": describe_device(),
+        "train_seconds": run.summary["train_seconds"],
+        "compile_seconds": run.summary["compile_seconds"],
+        "images_per_second": run.summary["images_per_second"],
+        "step_traces": run.summary["step_traces"],
+        "stop_reason": run.summary["stop_reason"],
+        "test_loss": test_loss,
+        "test_accuracy": test_accuracy,
+        "per_class_accuracy": [
+            None if np.isnan(share) else round(float(share), 4)
+            for share in per_class_accuracy(matrix)
+        ],
+        "confusion_matrix": matrix.tolist(),
+        "class_names": list(dataset.class_names),
+        "weights_sha256": hash_arrays(model.variables),
+        "versions": {
+            "python": platform.python_version(),
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def _announce(view: ProgressView, recipe: Recipe, dataset: Dataset, model: Any) -> None:
+    """Says what is about to be trained, on what, and where."""
+    view.line(
+        f"{recipe.name}: {model.count_params():,} parameters, {recipe.epochs:g} epochs of "
+        f"{len(dataset.train):,} {dataset.name} images, batch {recipe.batch_size}, "
+        f"{recipe.precision}, seed {recipe.seed}"
+    )
+    view.line(f"data from {dataset.source}; on {describe_device()}")

@@ -1,0 +1,376 @@
+"""The runners' common part: flags from fields, clear endings, the command to go on."""
+
+import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from cifarflow import cli
+from cifarflow.errors import CheckpointError, ConfigError, DataNotFoundError, WorkdirError
+from cifarflow.recipes import RECIPES, Recipe
+from cifarflow.training.loop import TrainingInterrupted
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAGS = flags.FLAGS
+FIELDS = [field.name for field in dataclasses.fields(Recipe) if field.name != "name"]
+
+
+@pytest.fixture(scope="module")
+def train_module():
+    """examples/train.py, whose import defines the flags in this process."""
+    spec = importlib.util.spec_from_file_location("train_example", ROOT / "examples" / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def call(train_module, here, monkeypatch, capfd):
+    """Runs a main with a command line; returns exit status, stdout and stderr."""
+
+    def run(*words, main=train_module.main):
+        monkeypatch.setattr(sys, "argv", ["examples/train.py", *words])
+        saved = flagsaver.save_flag_values()
+        try:
+            with pytest.raises(SystemExit) as caught:
+                cli.run(main)
+        finally:
+            flagsaver.restore_flag_values(saved)
+        code = caught.value.code
+        return (0 if code is None else code), *capfd.readouterr()
+
+    return run
+
+
+def complaint(result):
+    """The one line of a run that was refused."""
+    code, out, err = result
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert "Traceback" not in err
+    return err
+
+
+def test_a_flag_for_each_field(train_module):
+    assert [field.name for field in cli.recipe_fields()] == FIELDS
+    for field in cli.recipe_fields():
+        flag = FLAGS[field.name]
+        # Not given means: as the recipe has it.
+        assert flag.default is None
+        assert flag.help.endswith(field.metadata["help"])
+        if field.metadata["choices"]:
+            assert tuple(flag.parser.enum_values) == field.metadata["choices"]
+    named = "recipe data data_dir epochs batch_size learning_rate precision jit_compile augment"
+    for name in f"{named} seed limit_examples workdir resume".split():
+        assert name in FLAGS
+
+
+GIVEN = {
+    "model": ("mlp", "mlp"),
+    "model_options": ("units=[8,4],activation=relu", {"units": (8, 4), "activation": "relu"}),
+    "data": ("standin", "standin"),
+    "validation_fraction": ("0.5", 0.5),
+    "validation_split": ("stratified", "stratified"),
+    "limit_examples": ("100", 100),
+    "batch_size": ("8", 8),
+    "eval_batch_size": ("9", 9),
+    "epochs": ("12.5", 12.5),
+    "learning_rate": ("1e-3", 0.001),
+    "momentum": ("0.5", 0.5),
+    "nesterov": ("false", False),
+    "schedule": ("piecewise", "piecewise"),
+    "decay": ("0", 0.0),
+    "warmup_epochs": ("1", 1.0),
+    "drop_epochs": ("3,4.5", (3.0, 4.5)),
+    "drop_factor": ("0.2", 0.2),
+    "l2": ("0.01", 0.01),
+    "weight_decay": ("0.02", 0.02),
+    "clip_norm": ("1", 1.0),
+    "label_smoothing": ("0.1", 0.1),
+    "augment": ("flip,crop:2", "flip,crop:2"),
+    "precision": ("float32", "float32"),
+    "jit_compile": ("true", "true"),
+    "seed": ("7", 7),
+}
+
+
+def test_each_flag_reaches_the_recipe(call):
+    assert list(GIVEN) == FIELDS
+    seen = []
+    words = [f"--{name}={text}" for name, (text, _) in GIVEN.items()]
+    code, _, err = call(
+        "--recipe=lab_final", *words, main=lambda: seen.append(cli.recipe_from_flags())
+    )
+    assert (code, err) == (0, "")
+    assert seen[0].name == "lab_final"
+    for name, (_, value) in GIVEN.items():
+        assert getattr(seen[0], name) == value
+
+
+def test_no_flags_leave_the_recipe_alone(call):
+    seen = []
+    call(main=lambda: seen.append(cli.recipe_from_flags()))
+    call("--recipe=lab_mlp", main=lambda: seen.append(cli.recipe_from_flags()))
+    assert seen == [RECIPES["lab_cnn"], RECIPES["lab_mlp"]]
+
+
+@pytest.mark.parametrize("name", [*FIELDS, "recipe"])
+def test_nonsense_in_each_flag(call, here, name):
+    line = complaint(call(f"--{name}=non!sense"))
+    assert "non!sense" in line
+    assert name in line or name == "nesterov"
+    assert list(here.iterdir()) == []
+
+
+NUMBERS = "validation_fraction batch_size eval_batch_size epochs learning_rate momentum decay "
+NUMBERS += "warmup_epochs drop_factor l2 weight_decay clip_norm label_smoothing seed limit_examples"
+
+
+@pytest.mark.parametrize("value", ["-1", "nan", "inf"])
+@pytest.mark.parametrize("name", NUMBERS.split())
+def test_numbers_out_of_range(call, here, name, value):
+    line = complaint(call(f"--{name}={value}"))
+    assert name in line
+    assert value in line
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "quoted"),
+    [
+        (["--batch_size=0"], "batch_size must be a whole number >= 1, not 0"),
+        (["--epochs=0"], "epochs must be a finite number > 0, not 0.0"),
+        (["--learning_rate=0"], "learning_rate must be a finite number > 0, not 0.0"),
+        (["--momentum=1"], "momentum must be a finite number >= 0 and < 1, not 1.0"),
+        (["--nosuch=1"], "nosuch"),
+        (["lab_final"], "unexpected argument 'lab_final': options are written --name=value"),
+        (["--resume"], "--resume needs --workdir"),
+        (["--workdir="], "--workdir must be a path, not ''"),
+        (["--data_dir= "], "--data_dir must be a path, not ' '"),
+        (["--drop_epochs=1,x"], "--drop_epochs must be numbers joined by commas, not '1,x'"),
+        (["--drop_epochs=2"], "drop_epochs must be given for schedule=piecewise"),
+        (["--model_options=units"], "key=value,... or a JSON object, not 'units'"),
+        (["--model_options={"], "key=value,... or a JSON object, not '{'"),
+        (["--augment=crop:0"], "augment crop must be a whole number >= 1, not '0'"),
+        (["--seed=2147483648"], "seed must be at most 2147483647, not 2147483648"),
+    ],
+)
+def test_bad_command_lines(call, here, words, quoted):
+    assert quoted in complaint(call(*words))
+    assert list(here.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def standin_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("standin")
+
+
+@pytest.fixture
+def standin(standin_folder, monkeypatch):
+    monkeypatch.setenv("CIFARFLOW_CACHE", str(standin_folder))
+
+
+TINY = "--data=standin --recipe=lab_mlp --model_options=units=8 --limit_examples=64 --epochs=1"
+TINY = [*TINY.split(), "--noplots", "--noprogress"]
+
+
+def last_line(result):
+    """The complaint of a run that had its data already, and so the banner before it."""
+    code, _, err = result
+    assert code == 2
+    assert "Traceback" not in err
+    assert err.count("error: ") == 1
+    assert err.splitlines()[-1].startswith("error: ")
+    return err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "quoted"),
+    [
+        (["--batch_size=65"], "batch_size must be at most the 64 training examples, not 65"),
+        (["--limit_examples=8001"], "limit_examples must be at most the 8000"),
+        (["--augment=crop:32"], "crop padding must be smaller than the image side 32, not 32"),
+        (["--model_options=unit=8"], "do not fit mlp: "),
+        (["--model_options=units=8,oops"], "'8,oops'"),
+        (["--model_options=units=0"], "units must be"),
+    ],
+)
+def test_what_does_not_fit_the_data(call, here, standin, words, quoted):
+    assert quoted in last_line(call(*TINY, *words))
+    assert list(here.iterdir()) == []
+
+
+def test_data_that_is_not_there(call, here):
+    line = complaint(call("--data=cifar10", "--data_dir=nowhere"))
+    assert "nowhere" in line
+    assert list(here.iterdir()) == []
+
+
+def test_a_run_and_another_into_the_same_folder(call, here, standin):
+    code, out, err = call(*TINY, "--workdir=run")
+    assert code == 0
+    assert "STAND-IN DATA" in err
+    assert "lab_mlp on standin: test accuracy" in out
+    assert out.rstrip().endswith("run")
+    before = {p: p.read_bytes() for p in here.rglob("*") if p.is_file()}
+    assert "holds a run of this recipe already" in last_line(call(*TINY, "--workdir=run"))
+    refused = last_line(call(*TINY, "--workdir=run", "--resume", "--seed=3"))
+    assert "seed=0, not 3" in refused
+    unwritable = last_line(call(*TINY, "--workdir=run/recipe.json"))
+    assert "cannot write to workdir 'run/recipe.json'" in unwritable
+    code, again, _ = call(*TINY, "--workdir=run", "--resume")
+    assert (code, again) == (0, out)
+    assert {p: p.read_bytes() for p in here.rglob("*") if p.is_file()} == before
+
+
+def test_a_loss_that_is_not_finite(call, standin):
+    words = ["--learning_rate=1e30", "--workdir=run", "--model_options=units=8,activation=relu"]
+    assert "the training loss became" in last_line(call(*TINY, *words))
+
+
+def test_a_new_workdir_by_default(call, here, standin):
+    assert call(*TINY)[0] == 0
+    (folder,) = (here / "runs").iterdir()
+    assert folder.name.startswith("lab_mlp-")
+    assert (folder / "summary.json").exists()
+
+
+@pytest.mark.parametrize("error", [ConfigError, DataNotFoundError, WorkdirError, CheckpointError])
+def test_our_errors_end_in_one_line(call, error):
+    def main():
+        raise error("first\n  second")
+
+    assert complaint(call(main=main)) == "error: first second\n"
+
+
+def test_interrupted(call):
+    def main():
+        cli.run_options_from_flags("lab_cnn")
+        raise TrainingInterrupted(7, Path("some where/checkpoints/step_00000007.npz"))
+
+    code, out, err = call("--workdir=some where", "--epochs=2", main=main)
+    assert (code, out) == (130, "")
+    assert "interrupted after step 7: all is saved in some where" in err
+    assert "to go on: python examples/train.py '--workdir=some where' --epochs=2 --resume\n" in err
+
+    def unsaved():
+        raise TrainingInterrupted(7, None)
+
+    code, _, err = call(main=unsaved)
+    assert code == 130
+    assert "nothing was saved" in err
+    assert "to go on" not in err
+
+    def early():
+        raise KeyboardInterrupt
+
+    code, _, err = call(main=early)
+    assert (code, err) == (130, "\ninterrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--workdir=w"], "--workdir=w --resume"),
+        (["--workdir", "w", "--resume"], "--workdir w --resume"),
+        (["--resume=true", "--workdir=w"], "--workdir=w --resume"),
+        (["--noresume", "--workdir=w"], "--noresume --workdir=w --resume"),
+        (['--model_options={"units": [8]}', "--workdir=w"], None),
+    ],
+)
+def test_the_command_to_go_on(call, words, expected):
+    seen = []
+    call(*words, main=lambda: (cli.run_options_from_flags("x"), seen.append(cli.resume_command())))
+    if expected is None:
+        expected = "'--model_options={\"units\": [8]}' --workdir=w --resume"
+    assert seen == [f"python examples/train.py {expected}"]
+
+
+def test_the_command_to_go_on_names_a_folder_that_nobody_chose(call):
+    seen = []
+
+    def main():
+        seen.append(cli.run_options_from_flags("lab")["workdir"])
+        seen.append(cli.resume_command())
+
+    call(main=main)
+    workdir, command = seen
+    assert workdir.startswith("runs/lab-")
+    assert command == f"python examples/train.py --workdir={workdir} --resume"
+
+
+def test_run_options(call):
+    seen = []
+
+    def main():
+        seen.append(cli.run_options_from_flags("x"))
+
+    call("--workdir=w", "--resume", "--data_dir=d", "--tensorboard", main=main)
+    call("--workdir=w", "--noprogress", main=main)
+    assert seen[0] == {
+        "workdir": "w",
+        "resume": True,
+        "data_dir": "d",
+        "tensorboard": True,
+        "progress": cli.Progress,
+    }
+    assert seen[1]["progress"] is None
+    assert not seen[1]["resume"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("units=8", {"units": 8}),
+        ("units=[8,4],dropout=0.5", {"units": [8, 4], "dropout": 0.5}),
+        (" a = relu , b=true,c=null", {"a": "relu", "b": True, "c": None}),
+        ('{"filters": [4, 8], "pooling": "max"}', {"filters": [4, 8], "pooling": "max"}),
+        ("{}", {}),
+        ("name=a=b", {"name": "a=b"}),
+    ],
+)
+def test_parse_options(text, expected):
+    parsed = cli.parse_options(text)
+    stripped = {k: v.strip() if isinstance(v, str) else v for k, v in parsed.items()}
+    assert stripped == expected
+
+
+@pytest.mark.parametrize("text", ["", "units", "=8", "{", "{1}", '{"a":', ",", "units 8"])
+def test_options_that_are_none(text):
+    with pytest.raises(ConfigError, match="a JSON object, not") as caught:
+        cli.parse_options(text)
+    assert repr(text) in str(caught.value)
+
+
+def test_a_bug_keeps_its_traceback(tmp_path):
+    code = "from cifarflow import cli\ndef main():\n    raise RuntimeError('a bug')\ncli.run(main)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.rstrip().endswith("RuntimeError: a bug")
+    assert "error:" not in done.stderr.replace("RuntimeError:", "")

@@ -1,0 +1,702 @@
+"""Recipes: their fields, and a run from one end to the other."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cifarflow import recipes
+from cifarflow.data.splits import Dataset, Split
+from cifarflow.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DataNotFoundError,
+    NonFiniteError,
+    WorkdirError,
+)
+from cifarflow.recipes import (
+    RECIPES,
+    Recipe,
+    build_model,
+    build_optimizer,
+    build_schedule,
+    get_recipe,
+    load_recipe_data,
+    resolve,
+    train_recipe,
+)
+from cifarflow.training.checkpoints import hash_arrays
+from cifarflow.training.hooks import Every, Hook
+from cifarflow.training.loop import TrainingInterrupted
+
+BASE = {**tiny.MLP, "epochs": 1.0, "batch_size": 8}
+# A tenth of the stand-in set's training images keeps a run short.
+LIMIT = {**BASE, "data": "standin", "limit_examples": 160, "batch_size": 32}
+
+
+@pytest.fixture(scope="module")
+def standin_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("standin")
+
+
+@pytest.fixture
+def standin(standin_folder, monkeypatch):
+    """The stand-in set is drawn once for this file, not once a test."""
+    monkeypatch.setenv("CIFARFLOW_CACHE", str(standin_folder))
+
+
+def run_tiny(**kwargs):
+    return train_recipe("lab_mlp", **{"dataset": tiny.dataset(), **BASE, **kwargs})
+
+
+@pytest.fixture(scope="module")
+def plain_run():
+    return run_tiny()
+
+
+NAN, INF = math.nan, math.inf
+BAD = {
+    "name": [None, "", "  ", 3],
+    "model": ["vgg", None, 3, ""],
+    "model_options": ["units=8", [1], 3, {3: 4}, {"seed": 1}, {"activation": abs}, {"l2": NAN}],
+    "data": ["cifar100", None, ""],
+    "validation_fraction": [-0.1, 1.0, 2, NAN, INF, "0.2", None, True],
+    "validation_split": ["first", None],
+    "limit_examples": [-1, 1.5, NAN, "10", None, True],
+    "batch_size": [0, -1, 1.5, NAN, INF, "32", None, True],
+    "eval_batch_size": [0, -1, 1.5, NAN, "32", None, True],
+    "epochs": [0, -1, NAN, INF, "5", None, True],
+    "learning_rate": [0, -0.1, NAN, INF, "0.1", None, True],
+    "momentum": [-0.1, 1.0, 1.5, NAN, "0.9", None, True],
+    "nesterov": ["yes", 1, None],
+    "schedule": ["linear", None, 0],
+    "decay": [-1e-6, NAN, INF, "0", None, True],
+    "warmup_epochs": [-1, NAN, INF, "1", None, 6.0],
+    "drop_epochs": [3, "1,2", None, (0,), (-1.0,), (NAN,), ("1",), (2.0, 1.0), (1.0, 1.0)],
+    "drop_factor": [0, -1, NAN, INF, "0.1", None],
+    "l2": [-1, NAN, INF, "0", None],
+    "weight_decay": [-1, NAN, INF, "0", None],
+    "clip_norm": [-1, NAN, INF, "0", None],
+    "label_smoothing": [-0.1, 1.0, NAN, "0", None],
+    "augment": ["spin", "flip,flip", "crop:0", "crop:-1", "crop:x", "flip:2", None, 3],
+    "precision": ["float64", "bfloat16", None],
+    "jit_compile": [True, False, "yes", None],
+    "seed": [-1, 2**31, 1.5, NAN, "0", None, True],
+}
+
+
+def test_every_field_has_bad_values():
+    assert set(BAD) == {field.name for field in dataclasses.fields(Recipe)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in BAD.items() for value in values]
+)
+def test_bad_values(name, value):
+    values = {"name": "mine", name: value}
+    if name == "drop_epochs":
+        values["schedule"] = "piecewise"
+    with pytest.raises(ConfigError) as caught:
+        Recipe(**values)
+    text = str(caught.value)
+    assert "\n" not in text
+    quoted = value[0] if isinstance(value, tuple) and len(value) == 1 else value
+    if name == "augment" and isinstance(value, str) and ":" in value and "flip" not in value:
+        quoted = value.split(":")[1]
+    assert repr(quoted) in text
+    assert name in text or (name == "augment" and "crop" in text)
+
+
+@pytest.mark.parametrize(
+    ("values", "quoted"),
+    [
+        ({"momentum": 0.0}, "nesterov must be False, or True with momentum > 0, not True"),
+        ({"schedule": "piecewise"}, r"drop_epochs must be given .* not \(\) with schedule=piece"),
+        ({"drop_epochs": (1.0,)}, r"drop_epochs must be given .* not \(1.0,\) with schedule=inv"),
+        ({"epochs": 1.0, "warmup_epochs": 1.5}, r"warmup_epochs must be at most epochs \(1\)"),
+    ],
+)
+def test_fields_that_do_not_fit_together(values, quoted):
+    with pytest.raises(ConfigError, match=quoted):
+        Recipe("mine", **values)
+
+
+def test_unknown_names():
+    with pytest.raises(ConfigError, match=r"recipe must be one of lab_mlp, .*, not 'lab_vgg'"):
+        get_recipe("lab_vgg")
+    with pytest.raises(ConfigError, match=r"field must be one of .*, not 'learningrate'"):
+        get_recipe("lab_cnn", learningrate=0.1)
+    with pytest.raises(ConfigError, match="epochs must be"):
+        get_recipe("lab_cnn", epochs=0)
+
+
+def test_a_recipe_is_changed_in_a_copy():
+    changed = get_recipe(RECIPES["lab_cnn"], epochs=2, augment="flip")
+    assert (changed.epochs, changed.augment, changed.model) == (2.0, "flip", "cnn")
+    assert RECIPES["lab_cnn"].epochs == 5
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        changed.epochs = 3
+
+
+def through_json(recipe):
+    return Recipe(**json.loads(json.dumps(recipe.to_json(), allow_nan=False)))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_named_recipes_go_through_json(name):
+    assert RECIPES[name].name == name
+    assert through_json(RECIPES[name]) == RECIPES[name]
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    batch_size=st.integers(1, 4096).map(np.int64),
+    epochs=st.floats(1e-3, 1e4).map(np.float64) | st.integers(1, 100),
+    learning_rate=st.floats(2**-20, 10, width=32).map(np.float32),
+    drops=st.lists(st.floats(1e-3, 1e4), min_size=1, max_size=4, unique=True).map(sorted),
+    options=st.none() | st.dictionaries(st.text(min_size=1).map("x".__add__), st.integers()),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_any_recipe_goes_through_json(batch_size, epochs, learning_rate, drops, options, seed):
+    recipe = Recipe(
+        "mine",
+        batch_size=batch_size,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        schedule="piecewise",
+        drop_epochs=drops,
+        model_options=options,
+        seed=seed,
+    )
+    assert through_json(recipe) == recipe
+
+
+def test_the_labs_settings():
+    table = {
+        "lab_mlp": (1_707_274, 0.01, 15),
+        "lab_cnn": (714_202, 0.01, 5),
+        "lab_dropout": (714_202, 0.01, 10),
+        "lab_batchnorm": (715_930, 0.01, 15),
+        "lab_final": (1_856_650, 0.04, 25),
+    }
+    assert list(RECIPES) == list(table)
+    for name, (parameters, learning_rate, epochs) in table.items():
+        recipe = RECIPES[name]
+        assert (recipe.learning_rate, recipe.epochs) == (learning_rate, epochs)
+        model = build_model(recipe, image_shape=(32, 32, 3), num_classes=10)
+        assert model.count_params() == parameters
+        rates = [layer.rate for layer in model.layers if type(layer).__name__ == "Dropout"]
+        momenta = {
+            layer.momentum for layer in model.layers if type(layer).__name__ == "BatchNormalization"
+        }
+        assert rates == {
+            "lab_dropout": [0.25, 0.25, 0.5],
+            "lab_batchnorm": [0.25, 0.25, 0.5],
+            "lab_final": [0.25, 0.3, 0.5],
+        }.get(name, [])
+        assert momenta == {"lab_batchnorm": {0.75}, "lab_final": {0.8}}.get(name, set())
+        frozen = sum(int(np.prod(v.shape)) for v in model.non_trainable_weights)
+        assert frozen == {"lab_batchnorm": 864, "lab_final": 1408}.get(name, 0)
+        assert recipe.batch_size == 32
+        assert (recipe.momentum, recipe.nesterov) == (0.9, True)
+        assert (recipe.schedule, recipe.decay) == ("inverse_time", 1e-6)
+        assert (recipe.validation_fraction, recipe.validation_split) == (0.2, "last")
+        assert (recipe.l2, recipe.weight_decay, recipe.label_smoothing) == (0, 0, 0)
+        assert recipe.augment == "none"
+    mlp = build_model(RECIPES["lab_mlp"], image_shape=(32, 32, 3), num_classes=10)
+    names = [layer.activation.__name__ for layer in mlp.layers if hasattr(layer, "activation")]
+    assert [name for name in names if name != "linear"] == ["tanh", "tanh"]
+
+
+@pytest.mark.parametrize(
+    ("options", "quoted"),
+    [
+        ({"unit": [8]}, r"model_options \{'unit': \(8,\)\} do not fit mlp: .*'unit'"),
+        ({"units": [0]}, "units must be"),
+        ({"units": "many"}, "units must be"),
+        ({"units": 8.5}, "units must be"),
+        ({"dropout": "x"}, "dropout"),
+        ({"dropout": [0.1, 0.2, 0.3]}, "dropout"),
+        ({"activation": "nope"}, "activation must be .*'nope'"),
+        ({"activation": 3}, "activation must be .*3"),
+        ({"l2": -1}, "l2 must be .*-1"),
+    ],
+)
+def test_model_options_that_the_builder_refuses(tmp_path, options, quoted):
+    with pytest.raises(ConfigError, match=quoted) as caught:
+        run_tiny(model_options=options, workdir=tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"schedule": "constant"}, [0.1, 0.1, 0.1]),
+        ({"schedule": "inverse_time", "decay": 0.1}, [0.1, 0.05, 0.1 / 3]),
+        ({"schedule": "cosine"}, [0.1, 0.05, 0.0]),
+        (
+            {"schedule": "piecewise", "drop_epochs": [0.5, 1.5], "drop_factor": 0.5},
+            [0.1, 0.05, 0.025],
+        ),
+        ({"schedule": "constant", "warmup_epochs": 2}, [0.0, 0.05, 0.1]),
+    ],
+)
+def test_schedules(changes, expected):
+    recipe = get_recipe("lab_cnn", epochs=2, learning_rate=0.1, **changes)
+    schedule = build_schedule(recipe, steps_per_epoch=10)
+    rates = [float(schedule(step)) for step in (0, 10, 20)]
+    np.testing.assert_allclose(rates, expected, atol=1e-6)
+
+
+def test_one_cycle():
+    recipe = get_recipe("lab_cnn", epochs=2, learning_rate=0.1, schedule="one_cycle")
+    rates = [float(build_schedule(recipe, steps_per_epoch=10)(step)) for step in range(21)]
+    assert max(rates) == pytest.approx(0.1)
+    assert rates[0] < 0.05
+    assert rates[-1] < 0.01
+    assert 0 < np.argmax(rates) < 15
+
+
+def test_the_optimizer_has_the_recipes_numbers():
+    recipe = get_recipe(
+        "lab_cnn", momentum=0.8, nesterov=False, l2=0.1, weight_decay=0.2, clip_norm=3.0
+    )
+    optimizer = build_optimizer(recipe, steps_per_epoch=10)
+    assert (optimizer.momentum, optimizer.nesterov, optimizer.l2) == (0.8, False, 0.1)
+    assert (optimizer.weight_decay, optimizer.global_clipnorm) == (0.2, 3.0)
+    plain = build_optimizer(get_recipe("lab_cnn", precision="float32"), steps_per_epoch=10)
+    assert not plain.weight_decay
+    assert plain.global_clipnorm is None
+    scaled = build_optimizer(get_recipe("lab_cnn", precision="mixed_float16"), steps_per_epoch=10)
+    assert type(scaled).__name__ == "LossScaleOptimizer"
+
+
+CHANGES = [
+    {"model": "cnn", "model_options": {"filters": [4], "kernel_size": 3, "dense_units": 4}},
+    {"model": "resnet", "model_options": {"depth": 4, "widths": [4]}},
+    {"model_options": {"units": [8], "dropout": 0.5, "l2": 0.1, "activation": "relu"}},
+    {"limit_examples": 32},
+    {"batch_size": 16},
+    {"epochs": 2},
+    {"learning_rate": 0.02},
+    {"momentum": 0.5},
+    {"nesterov": False},
+    {"schedule": "constant"},
+    {"schedule": "piecewise", "drop_epochs": [0.25]},
+    {"schedule": "piecewise", "drop_epochs": [0.25], "drop_factor": 0.5},
+    {"decay": 0.5},
+    {"warmup_epochs": 0.5},
+    {"l2": 0.1},
+    {"weight_decay": 0.1},
+    {"clip_norm": 0.01},
+    {"label_smoothing": 0.2},
+    {"augment": "flip,crop:2,cutout:3"},
+    {"precision": "mixed_bfloat16"},
+    {"precision": "mixed_float16"},
+    {"seed": 1},
+]
+
+
+def test_every_option_changes_the_run(plain_run):
+    hashes = {plain_run.summary["weights_sha256"]: "nothing"}
+    for change in CHANGES:
+        run = run_tiny(**change)
+        assert np.isfinite(run.summary["test_loss"])
+        assert run.summary["step_traces"] == 1
+        digest = run.summary["weights_sha256"]
+        assert digest not in hashes, f"{change} gives what {hashes[digest]} gives"
+        hashes[digest] = change
+
+
+def test_options_that_change_time_only(plain_run):
+    run = run_tiny(eval_batch_size=7)
+    assert run.summary["weights_sha256"] == plain_run.summary["weights_sha256"]
+    assert run.summary["test_loss"] == pytest.approx(plain_run.summary["test_loss"], rel=1e-5)
+    compiled = run_tiny(jit_compile="true")
+    assert compiled.summary["jit_compile"] is True
+    assert compiled.summary["step_traces"] == 1
+    assert compiled.summary["test_loss"] == pytest.approx(plain_run.summary["test_loss"], rel=1e-4)
+
+
+def test_resolve(monkeypatch):
+    recipe = get_recipe("lab_cnn")
+    assert (recipe.data, recipe.precision, recipe.jit_compile) == ("auto",) * 3
+    for gpu in (False, True):
+        monkeypatch.setattr(recipes, "has_gpu", lambda gpu=gpu: gpu)
+        resolved = resolve(recipe, tiny.dataset(name="standin"))
+        assert resolved.data == "standin"
+        assert resolved.precision in ("float32", "mixed_bfloat16")
+        assert resolved.jit_compile == ("true" if gpu else "false")
+    # Data of one's own has no name among the choices.
+    assert resolve(recipe, tiny.dataset()).data == "auto"
+    fixed = get_recipe("lab_cnn", precision="float32", jit_compile="false", data="standin")
+    assert resolve(fixed, tiny.dataset(name="standin")) == fixed
+
+
+def test_loading_the_data(standin, capfd):
+    dataset = load_recipe_data(get_recipe("lab_cnn", data="standin"))
+    assert [len(s) for s in (dataset.train, dataset.validation, dataset.test)] == [
+        8000,
+        2000,
+        2000,
+    ]
+    assert "STAND-IN DATA" in capfd.readouterr().err
+    small = load_recipe_data(
+        get_recipe(
+            "lab_cnn",
+            data="standin",
+            validation_fraction=0.5,
+            validation_split="stratified",
+            limit_examples=100,
+        )
+    )
+    assert [len(s) for s in (small.train, small.validation, small.test)] == [100, 100, 40]
+    assert not np.array_equal(small.train.images, dataset.train.images[:100])
+    none = load_recipe_data(get_recipe("lab_cnn", data="standin", validation_fraction=0))
+    assert [len(none.train), len(none.validation)] == [10_000, 0]
+    with pytest.raises(ConfigError, match=r"limit_examples must be at most the 8000 .* not 8001"):
+        load_recipe_data(get_recipe("lab_cnn", data="standin", limit_examples=8001))
+
+
+def test_cifar10_that_is_not_there(tmp_path):
+    with pytest.raises(DataNotFoundError):
+        train_recipe("lab_cnn", data="cifar10", data_dir=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+SUMMARY_KEYS = {
+    "recipe",
+    "dataset",
+    "parameters",
+    "epochs",
+    "steps",
+    "seed",
+    "precision",
+    "jit_compile",
+    "device",
+    "train_seconds",
+    "images_per_second",
+    "test_loss",
+    "test_accuracy",
+    "weights_sha256",
+    "versions",
+}
+
+
+@pytest.fixture(scope="module")
+def standin_run(standin_folder, tmp_path_factory):
+    """A run on the stand-in set with everything switched on, and what its progress was told."""
+    lines = []
+
+    class Lines:
+        def __init__(self, total_steps, *, steps_per_epoch, first_step, description):
+            lines.append((total_steps, steps_per_epoch, first_step, description))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def update(self, step, **_):
+            pass
+
+        def line(self, text):
+            lines.append(text)
+
+    workdir = tmp_path_factory.mktemp("runs") / "standin"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CIFARFLOW_CACHE", str(standin_folder))
+        run = train_recipe(
+            "lab_mlp", workdir=workdir, progress=Lines, tensorboard=True, **{**LIMIT, "epochs": 2}
+        )
+    return run, lines
+
+
+def test_the_files_of_a_run(standin_run):
+    run, _ = standin_run
+    names = {path.name for path in run.workdir.iterdir()}
+    assert names == {"recipe.json", "metrics.jsonl", "summary.json", "checkpoints", "tensorboard"}
+    recipe = json.loads((run.workdir / "recipe.json").read_text())
+    assert Recipe(**recipe).epochs == 2
+    assert recipe["data"] == "standin"
+    assert recipe["jit_compile"] in ("true", "false")
+    assert sorted(p.name for p in (run.workdir / "checkpoints").iterdir()) == [
+        "step_00000005.npz",
+        "step_00000010.npz",
+    ]
+
+
+def test_the_summary(standin_run):
+    run, _ = standin_run
+    summary = json.loads((run.workdir / "summary.json").read_text())
+    assert summary == run.summary
+    assert set(summary) >= SUMMARY_KEYS
+    assert summary["recipe"] == "lab_mlp"
+    assert summary["dataset"] == "standin"
+    assert (summary["epochs"], summary["steps"], summary["seed"]) == (2, 10, 0)
+    assert summary["parameters"] == run.model.count_params()
+    assert (summary["precision"], summary["jit_compile"]) == ("float32", False)
+    assert summary["weights_sha256"] == hash_arrays(run.model.variables)
+    assert set(summary["versions"]) >= {"python", "tensorflow", "keras", "numpy"}
+    assert summary["images_per_second"] > 0
+    assert summary["train_seconds"] < summary["total_seconds"]
+    assert summary["examples"] == {"train": 160, "validation": 40, "test": 40}
+    matrix = np.array(summary["confusion_matrix"])
+    assert matrix.sum() == 40
+    assert summary["test_accuracy"] == pytest.approx(np.trace(matrix) / 40)
+    assert len(summary["per_class_accuracy"]) == 10
+
+
+def test_the_log(standin_run):
+    run, _ = standin_run
+    rows = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert rows == run.history.rows
+    for row in rows:
+        assert list(row) == [
+            "step",
+            "epoch",
+            "split",
+            "loss",
+            "accuracy",
+            "learning_rate",
+            "images_per_second",
+            "dataset",
+        ]
+        assert row["dataset"] == "standin"
+    assert {row["split"] for row in rows} == {"train", "validation", "test"}
+    assert [row["step"] for row in rows if row["split"] == "validation"] == [5, 10]
+    assert rows[-1]["split"] == "test"
+    assert rows[-1]["loss"] == run.summary["test_loss"]
+
+
+def test_what_is_announced_names_the_data(standin_run):
+    run, lines = standin_run
+    assert lines[0] == (10, 5, 0, "lab_mlp, standin")
+    assert "160 standin images" in lines[1]
+    assert f"{run.model.count_params():,} parameters" in lines[1]
+    assert run.summary["device"] in lines[2]
+    assert any("epoch 2" in line and "validation loss" in line for line in lines[3:])
+
+
+def test_tensorboard_files(standin_run):
+    run, _ = standin_run
+    for split in ("train", "validation", "test"):
+        files = list((run.workdir / "tensorboard" / split).glob("events.out.tfevents*"))
+        assert len(files) == 1
+        tags = set()
+        for record in tf.data.TFRecordDataset([str(file) for file in files]):
+            event = tf.compat.v1.Event.FromString(record.numpy())
+            tags |= {value.tag for value in event.summary.value}
+        assert {"loss", "accuracy"} <= tags
+
+
+def test_the_test_set_is_counted_right(standin_run, standin):
+    run, _ = standin_run
+    dataset = load_recipe_data(get_recipe("lab_mlp", **LIMIT))
+    model = run.model
+    model.compile(loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    loss = model.evaluate(dataset.test.images, dataset.test.labels, verbose=0)
+    assert run.summary["test_loss"] == pytest.approx(loss, rel=1e-5)
+    hits = (run.test_outputs.argmax(-1) == dataset.test.labels).mean()
+    assert run.summary["test_accuracy"] == pytest.approx(hits)
+
+
+def test_regularisation_is_in_the_test_loss():
+    plain = run_tiny(learning_rate=1e-9)
+    heavy = run_tiny(learning_rate=1e-9, model_options={"units": (8,), "l2": 0.5})
+    kernels = [w for w in tiny.weights(heavy.model) if w.ndim == 2]
+    penalty = 0.5 * sum(float((kernel**2).sum()) for kernel in kernels)
+    difference = heavy.summary["test_loss"] - plain.summary["test_loss"]
+    assert difference == pytest.approx(penalty, rel=1e-4)
+
+
+def test_pictures_name_the_data(standin_run, standin, monkeypatch, tmp_path):
+    from cifarflow.reporting import pictures
+
+    run, _ = standin_run
+    titles = []
+    for name in ("plot_model_eval", "plot_history", "plot_confusion_matrix"):
+        plot = getattr(pictures, name)
+
+        def noting(*args, plot=plot, **kwargs):
+            titles.append(kwargs["title"])
+            return plot(*args, **kwargs)
+
+        monkeypatch.setattr(pictures, name, noting)
+    dataset = load_recipe_data(get_recipe("lab_mlp", **LIMIT))
+    paths = pictures.draw_run(run, dataset, tmp_path / "plots")
+    assert set(paths) == {"model_eval", "history", "confusion_matrix", "model"}
+    for path in paths.values():
+        assert path.read_bytes().startswith(b"\x89PNG")
+    assert len(titles) == 3
+    assert all("standin" in title for title in titles)
+    # Without the outputs at hand they are computed again.
+    again = pictures.draw_run(
+        dataclasses.replace(run, test_outputs=None), dataset, tmp_path / "again"
+    )
+    for name in ("history", "confusion_matrix"):
+        assert again[name].read_bytes() == paths[name].read_bytes()
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(WorkdirError):
+        pictures.draw_run(run, dataset, file / "plots")
+
+
+def test_a_finished_run_is_not_run_again(standin_run, standin, monkeypatch):
+    run, _ = standin_run
+    before = {p: p.read_bytes() for p in run.workdir.rglob("*") if p.is_file()}
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("trained or tested again")
+
+    monkeypatch.setattr(recipes, "train", refuse)
+    monkeypatch.setattr(recipes, "predict", refuse)
+    again = train_recipe("lab_mlp", workdir=run.workdir, resume=True, **{**LIMIT, "epochs": 2})
+    assert again.summary == run.summary
+    assert again.history.rows == run.history.rows
+    assert hash_arrays(again.model.variables) == run.summary["weights_sha256"]
+    assert {p: p.read_bytes() for p in run.workdir.rglob("*") if p.is_file()} == before
+
+
+def test_other_runs_are_refused(standin_run, standin):
+    run, _ = standin_run
+    before = {p: p.read_bytes() for p in run.workdir.rglob("*") if p.is_file()}
+    with pytest.raises(WorkdirError, match="holds a run of this recipe already"):
+        train_recipe("lab_mlp", workdir=run.workdir, **{**LIMIT, "epochs": 2})
+    with pytest.raises(WorkdirError, match="holds a run with seed=0, not 1"):
+        train_recipe("lab_mlp", workdir=run.workdir, resume=True, seed=1, **{**LIMIT, "epochs": 2})
+    assert {p: p.read_bytes() for p in run.workdir.rglob("*") if p.is_file()} == before
+
+
+def interrupt_at(step):
+    def stop(state):
+        if state.step == step:
+            raise TrainingInterrupted(step, None)
+
+    return Hook(Every(steps=step), stop)
+
+
+@pytest.mark.parametrize("step", [1, 11])
+def test_a_run_that_died_goes_on(tmp_path, step):
+    """Before the first checkpoint, and after it: without one last save, as by a power cut."""
+    options = {
+        "epochs": 2,
+        "precision": "mixed_bfloat16",
+        "augment": "flip,crop:2",
+        "model_options": {"units": (8,), "dropout": 0.3},
+    }
+    nothing = Hook(Every(steps=1000))
+    whole = run_tiny(workdir=tmp_path / "whole", hooks=[nothing], **options)
+    with pytest.raises(TrainingInterrupted):
+        run_tiny(workdir=tmp_path / "cut", hooks=[interrupt_at(step)], **options)
+    assert not (tmp_path / "cut" / "summary.json").exists()
+    resumed = run_tiny(workdir=tmp_path / "cut", resume=True, hooks=[nothing], **options)
+    assert resumed.summary["weights_sha256"] == whole.summary["weights_sha256"]
+
+    def rows(run):
+        lines = (run.workdir / "metrics.jsonl").read_text().splitlines()
+        return [{**json.loads(line), "images_per_second": None} for line in lines]
+
+    assert rows(resumed) == rows(whole)
+
+
+def test_a_run_that_died_between_test_and_summary(tmp_path):
+    first = run_tiny(workdir=tmp_path)
+    (tmp_path / "summary.json").unlink()
+    again = run_tiny(workdir=tmp_path, resume=True)
+    assert again.summary["test_loss"] == first.summary["test_loss"]
+    splits = [json.loads(x)["split"] for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert splits.count("test") == 1
+
+
+def test_a_damaged_checkpoint(tmp_path):
+    run_tiny(workdir=tmp_path)
+    (tmp_path / "summary.json").unlink()
+    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    newest.write_bytes(newest.read_bytes()[:-50])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        run_tiny(workdir=tmp_path, resume=True)
+
+
+def test_the_same_recipe_twice(plain_run):
+    again = run_tiny()
+    assert again.summary["weights_sha256"] == plain_run.summary["weights_sha256"]
+    assert again.workdir is None
+    timeless = [{**row, "images_per_second": 0} for row in again.history.rows]
+    assert timeless == [{**row, "images_per_second": 0} for row in plain_run.history.rows]
+
+
+def test_without_a_validation_set():
+    run = run_tiny(dataset=tiny.dataset(validation=0))
+    assert {row["split"] for row in run.history.rows} == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "quoted"),
+    [
+        ({"batch_size": 65}, "batch_size must be at most the 64 training examples, not 65"),
+        ({"limit_examples": 65}, "limit_examples must be at most the 64 training images, not 65"),
+        ({"augment": "crop:8"}, "crop padding must be smaller than the image side 8, not 8"),
+        ({"augment": "cutout:9"}, "cutout size must be at most the image side 8, not 9"),
+        ({"schedule": "piecewise", "drop_epochs": (0.001, 0.002)}, "boundaries"),
+        (
+            {"model": "cnn", "model_options": {"filters": [2, 2, 2]}},
+            r"the image is \dx\d pixels before a 2x2 pool|pixels",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_data_writes_nothing(tmp_path, changes, quoted):
+    with pytest.raises(ConfigError, match=quoted) as caught:
+        run_tiny(workdir=tmp_path / "run", **changes)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_data_set_without_test_images(tmp_path):
+    data = tiny.dataset()
+    empty = Split(data.test.images[:0], data.test.labels[:0])
+    data = Dataset("mine", data.train, data.validation, empty, tiny.NAMES, "here")
+    with pytest.raises(DataError, match="'mine' must have test images, not 0"):
+        run_tiny(dataset=data, workdir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option", ["resume", "tensorboard"])
+def test_what_needs_a_workdir(option):
+    with pytest.raises(ConfigError, match=f"{option}=True needs a workdir, not None"):
+        run_tiny(**{option: True})
+
+
+def test_losses_that_are_not_finite(tmp_path):
+    relu = {"units": (8,), "activation": "relu"}
+    with pytest.raises(NonFiniteError, match=r"within steps \d+ to \d+.* than 9\.99"):
+        run_tiny(learning_rate=1e30, model_options=relu)
+    # One step: its loss is from before the update, so only the test can tell.
+    with pytest.raises(NonFiniteError, match="the test loss is"):
+        run_tiny(
+            learning_rate=1e38,
+            model_options=relu,
+            epochs=0.1,
+            workdir=tmp_path,
+            validation_fraction=0,
+        )
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_real_cifar10(cifar10_dir):
+    run = train_recipe(
+        "lab_cnn", data="cifar10", data_dir=cifar10_dir, limit_examples=320, epochs=1
+    )
+    assert run.summary["dataset"] == "cifar10"
+    assert run.summary["steps"] == 10
+    assert run.summary["examples"] == {"train": 320, "validation": 80, "test": 80}
+    assert math.isfinite(run.summary["test_loss"])
