@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cifarflow.data.augment import cutout, make_augment, random_crop, random_flip
     from cifarflow.data.cifar10 import load_cifar10
-    from cifarflow.data.dataset import load_data
+    from cifarflow.data.dataset import DATA_CHOICES, load_data
     from cifarflow.data.pipeline import ArrayBatches, DatasetBatches, evaluation_batches
     from cifarflow.data.splits import Dataset, Split
     from cifarflow.errors import CifarflowError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cifarflow.optimizers.precision import resolve_precision, scale_for
     from cifarflow.optimizers.schedules import Constant, Cosine, InverseTime, OneCycle, Piecewise
     from cifarflow.optimizers.sgd import SGD
-    from cifarflow.recipes import RECIPES, Recipe, get_recipe, train_recipe
+    from cifarflow.recipes import RECIPES, Recipe, get_recipe, load_recipe_data, train_recipe
     from cifarflow.reporting.diagram import model_summary, plot_model
     from cifarflow.reporting.plots import (
         plot_comparison,
@@ -43,14 +43,14 @@ if TYPE_CHECKING:
     from cifarflow.training.history import History
     from cifarflow.training.hooks import EarlyStopping, Every, Hook
     from cifarflow.training.loop import Run, TrainingInterrupted, train
-    from cifarflow.training.step import cross_entropy, make_eval_step, make_train_step
+    from cifarflow.training.step import Sums, cross_entropy, make_eval_step, make_train_step
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "data.augment": ("cutout", "make_augment", "random_crop", "random_flip"),
     "data.cifar10": ("load_cifar10",),
-    "data.dataset": ("load_data",),
+    "data.dataset": ("DATA_CHOICES", "load_data"),
     "data.pipeline": ("ArrayBatches", "DatasetBatches", "evaluation_batches"),
     "data.splits": ("Dataset", "Split"),
     "errors": ("CifarflowError",),
@@ -62,7 +62,7 @@ _MODULES = {
     "optimizers.precision": ("resolve_precision", "scale_for"),
     "optimizers.schedules": ("Constant", "Cosine", "InverseTime", "OneCycle", "Piecewise"),
     "optimizers.sgd": ("SGD",),
-    "recipes": ("RECIPES", "Recipe", "get_recipe", "train_recipe"),
+    "recipes": ("RECIPES", "Recipe", "get_recipe", "load_recipe_data", "train_recipe"),
     "reporting.diagram": ("model_summary", "plot_model"),
     "reporting.plots": (
         "plot_comparison",
@@ -77,7 +77,7 @@ _MODULES = {
     "training.history": ("History",),
     "training.hooks": ("EarlyStopping", "Every", "Hook"),
     "training.loop": ("Run", "TrainingInterrupted", "train"),
-    "training.step": ("cross_entropy", "make_eval_step", "make_train_step"),
+    "training.step": ("Sums", "cross_entropy", "make_eval_step", "make_train_step"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import pathlib
 import re
 import shlex
 import sys
@@ -49,6 +50,10 @@ def _quiet_import() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
+        except KeyboardInterrupt:
+            # TensorFlow takes seconds to load, long enough to change one's mind.
+            os.write(kept, b"\ninterrupted\n")
+            os._exit(EXIT_INTERRUPTED)
         except BaseException:
             held.seek(0)
             os.write(kept, held.read())
@@ -63,6 +68,9 @@ with _quiet_import():
 
     # The first look at the devices writes as well.
     tf.config.list_physical_devices()
+    from cifarflow.device import prepare_gpus
+
+    prepare_gpus()
     from cifarflow.data.splits import Dataset
     from cifarflow.recipes import RECIPES, Recipe, get_recipe
     from cifarflow.reporting.progress import Progress
@@ -138,7 +146,7 @@ def define_run_flags(*, workdir_help: str = "") -> None:
     flags.DEFINE_string(
         "workdir",
         None,
-        workdir_help or "the run's folder (default: a new one, runs/RECIPE-DATE-TIME)",
+        workdir_help or "the run's folder (default: a new one, runs/RECIPE-DATE-TIME-PID)",
     )
     flags.DEFINE_boolean("resume", False, "go on with the run in --workdir; starts it if none")
     flags.DEFINE_boolean("tensorboard", False, "write a TensorBoard event file into the workdir")
@@ -185,10 +193,14 @@ def parse_options(text: str) -> dict[str, Any]:
         # A comma within a value, as in filters=[8,16], is not followed by another name.
         pairs = [part.partition("=") for part in re.split(r",(?=\s*\w+\s*=)", text)]
         if all(name.strip() and equals for name, equals, _ in pairs):
-            return {name.strip(): _parse_value(value) for name, _, value in pairs}
+            options = {name.strip(): _parse_value(value) for name, _, value in pairs}
+            if len(options) == len(pairs):
+                return options
     except ValueError:
         pass
-    raise ConfigError(f"--model_options must be key=value,... or a JSON object, not {text!r}")
+    raise ConfigError(
+        f"--model_options must be key=value,..., each key once, or a JSON object, not {text!r}"
+    )
 
 
 def _parse_value(text: str) -> Any:
@@ -222,16 +234,22 @@ def run(main: Callable[[], None]) -> None:
         except CifarflowError as error:
             return _complain(str(error))
         except TrainingInterrupted as error:
-            print(f"\n{error}", file=sys.stderr)
-            if error.checkpoint is not None:
-                print(f"to go on: {resume_command()}", file=sys.stderr)
-            return EXIT_INTERRUPTED
+            return _interrupted(str(error), can_resume=error.checkpoint is not None)
         except KeyboardInterrupt:
-            print("\ninterrupted", file=sys.stderr)
-            return EXIT_INTERRUPTED
+            # A run that has made its folder goes on from its newest checkpoint, or its start.
+            workdir = FLAGS["workdir"].value if "workdir" in FLAGS else None
+            begun = workdir is not None and any(pathlib.Path(workdir).rglob("recipe.json"))
+            return _interrupted("interrupted", can_resume=begun)
         return 0
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def _interrupted(message: str, *, can_resume: bool) -> int:
+    print(f"\n{message}", file=sys.stderr)
+    if can_resume:
+        print(f"to go on: {resume_command()}", file=sys.stderr)
+    return EXIT_INTERRUPTED
 
 
 def print_summary(run: Run) -> None:
@@ -240,7 +258,7 @@ def print_summary(run: Run) -> None:
     print(
         f"{summary['recipe']} on {summary['dataset']}: test accuracy "
         f"{summary['test_accuracy']:.4f}, test loss {summary['test_loss']:.4f} after "
-        f"{summary['epochs']:g} epochs"
+        f"{summary['epochs']:g} epochs, on {summary['examples']['test']:,} test images"
     )
     print(
         f"{summary['train_seconds']:.1f} s of training at "

@@ -1,7 +1,9 @@
 """Which device TensorFlow trains on, and what it can do.
 
-prepare_gpus()
-print(describe_device())                        # "cpu: AMD EPYC, 2 cores"
+    prepare_gpus()
+    print(describe_device())                        # "cpu: AMD EPYC, 2 cores"
+
+Nothing is asked or set up before a function is called.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import pathlib
 import platform
@@ -39,7 +40,7 @@ from cifarflow.errors import (
     check_int,
     check_seed,
 )
-from cifarflow.evaluation.metrics import confusion_matrix, per_class_accuracy
+from cifarflow.evaluation.metrics import accuracy, confusion_matrix, per_class_accuracy
 from cifarflow.evaluation.predict import predict
 from cifarflow.models.cnn import cnn, final
 from cifarflow.models.mlp import mlp
@@ -49,7 +50,7 @@ from cifarflow.optimizers.precision import PRECISIONS, resolve_precision, scale_
 from cifarflow.optimizers.sgd import SGD
 from cifarflow.training.checkpoints import Checkpoints, hash_arrays
 from cifarflow.training.history import History
-from cifarflow.training.hooks import Hook
+from cifarflow.training.hooks import Hook, epochs_to_steps
 from cifarflow.training.loop import ProgressView, Run, train
 from cifarflow.training.step import cross_entropy
 from cifarflow.training.tensorboard import tensorboard_writer
@@ -62,6 +63,29 @@ MODELS: Mapping[str, Callable[..., Any]] = {
     "resnet": resnet,
 }
 SCHEDULES = ("inverse_time", "constant", "cosine", "one_cycle", "piecewise")
+
+
+# Arguments of the builders that a recipe sets by its other fields, or from the data.
+_RESERVED_OPTIONS = {"dtype_policy", "image_shape", "name", "num_classes", "seed", "softmax"}
+# What a finished run's summary must hold for the run to be shown again.
+_SHOWN_KEYS = frozenset(
+    [
+        "recipe",
+        "dataset",
+        "parameters",
+        "epochs",
+        "seed",
+        "precision",
+        "device",
+        "train_seconds",
+        "images_per_second",
+        "examples",
+        "test_loss",
+        "test_accuracy",
+        "confusion_matrix",
+        "weights_sha256",
+    ]
+)
 
 
 def _field(default: Any, text: str, choices: Iterable[str] = ()) -> Any:
@@ -82,16 +106,21 @@ class Recipe:
     name: str
     model: str = _field("cnn", "model family", MODELS)
     model_options: Mapping[str, Any] | None = _field(
-        None, "arguments of the model's builder, as key=value,... or JSON"
+        None, "arguments of the model's builder, over the recipe's: key=value,... or JSON"
     )
     data: str = _field("auto", "auto: CIFAR-10, or the stand-in set if there is none", DATA_CHOICES)
-    validation_fraction: float = _field(0.2, "share of the training set held out, 0..1")
+    validation_fraction: float = _field(
+        0.2, "share of the training set held out, 0 up to but not 1"
+    )
     validation_split: str = _field(
         "last",
         "which are held out: the last in file order, or the same share a class (by one fixed draw)",
         SPLIT_METHODS,
     )
-    limit_examples: int = _field(0, "train on the first so many examples only; 0 for all")
+    limit_examples: int = _field(
+        0,
+        "train on the first so many examples, validate and test on as large a share; 0 for all",
+    )
     batch_size: int = _field(32, "examples a step")
     eval_batch_size: int = _field(500, "examples a step of evaluation; changes the time only")
     epochs: float = _field(5.0, "passes over the training data; a part of one is fine")
@@ -112,7 +141,9 @@ class Recipe:
         0.0, "decoupled weight decay of every kernel: learning_rate * weight_decay * weight"
     )
     clip_norm: float = _field(0.0, "clip all gradients together to this norm; 0 for none")
-    label_smoothing: float = _field(0.0, "share of each target spread over all classes, 0..1")
+    label_smoothing: float = _field(
+        0.0, "share of each target spread over all classes, 0 up to but not 1"
+    )
     augment: str = _field("none", "none, or parts of flip,crop:PIXELS,cutout:PIXELS")
     precision: str = _field(
         "auto", "auto: mixed_bfloat16 where the hardware has it, else float32", PRECISIONS
@@ -125,14 +156,17 @@ class Recipe:
     def __post_init__(self) -> None:
         """Checks every field; what depends on the data is checked when the run starts."""
         for field in dataclasses.fields(self):
-            if field.metadata.get("choices"):
+            # A data set of one's own has a name of its own.
+            if field.metadata.get("choices") and field.name != "data":
                 check_choice(field.name, getattr(self, field.name), field.metadata["choices"])
         options = self.model_options or {}
-        if not isinstance(self.name, str) or not self.name.strip():
-            raise ConfigError(f"name must be a word or more, not {self.name!r}")
+        for name in ("name", "data"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise ConfigError(f"{name} must be a word or more, not {value!r}")
         if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
             raise ConfigError(f"model_options must be a mapping of names, not {options!r}")
-        reserved = {"dtype_policy", "image_shape", "num_classes", "seed", "softmax"} & set(options)
+        reserved = _RESERVED_OPTIONS & set(options)
         if reserved:
             raise ConfigError(
                 f"model_options must leave {sorted(reserved)[0]!r} to the recipe, not {options!r}"
@@ -225,7 +259,8 @@ def get_recipe(recipe: str | Recipe, **changes: Any) -> Recipe:
 
     Args:
       recipe: a name in `RECIPES`, or a recipe.
-      **changes: fields of `Recipe` and their new values.
+      **changes: fields of `Recipe` and their new values.  `model_options` are laid over the
+        recipe's own, unless `model` changes too.
 
     Raises:
       ConfigError: if the name or a field is unknown, or a value is out of range.
@@ -235,6 +270,9 @@ def get_recipe(recipe: str | Recipe, **changes: Any) -> Recipe:
     known = [field.name for field in dataclasses.fields(Recipe)]
     for name in changes:
         check_choice("a recipe's field", name, known)
+    options = changes.get("model_options")
+    if isinstance(options, Mapping) and changes.get("model", recipe.model) == recipe.model:
+        changes["model_options"] = {**(recipe.model_options or {}), **options}
     return dataclasses.replace(recipe, **changes)
 
 
@@ -251,6 +289,9 @@ def build_model(recipe: Recipe, *, image_shape: tuple[int, int, int], num_classe
     """
     builder = MODELS[recipe.model]
     options = dict(recipe.model_options or {})
+    known = sorted(set(inspect.signature(builder).parameters) - _RESERVED_OPTIONS)
+    for name in options:
+        check_choice(f"model_options of {recipe.model}", name, known)
     try:
         return builder(
             image_shape=image_shape,
@@ -259,9 +300,11 @@ def build_model(recipe: Recipe, *, image_shape: tuple[int, int, int], num_classe
             seed=recipe.seed,
             **options,
         )
-    except TypeError as error:
-        # The builder's own signature is the list of what model_options may hold.
-        raise ConfigError(f"model_options {options!r} do not fit {recipe.model}: {error}") from None
+    except (TypeError, tf.errors.ResourceExhaustedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"model_options {options!r} do not fit {recipe.model}: {reason}"
+        ) from None
 
 
 def build_schedule(recipe: Recipe, *, steps_per_epoch: int) -> Any:
@@ -273,7 +316,7 @@ def build_schedule(recipe: Recipe, *, steps_per_epoch: int) -> Any:
     """
     rate = recipe.learning_rate
     warmup: dict[str, Any] = {"warmup_steps": round(recipe.warmup_epochs * steps_per_epoch)}
-    total_steps = max(1, round(recipe.epochs * steps_per_epoch))
+    total_steps = epochs_to_steps(recipe.epochs, steps_per_epoch=steps_per_epoch)
     if recipe.schedule == "constant":
         return schedules.Constant(rate, **warmup)
     if recipe.schedule == "inverse_time":
@@ -315,7 +358,7 @@ def resolve(recipe: Recipe, dataset: Dataset) -> Recipe:
         jit_compile = "true" if has_gpu() else "false"
     return dataclasses.replace(
         recipe,
-        data=dataset.name if dataset.name in DATA_CHOICES else recipe.data,
+        data=dataset.name,
         precision=resolve_precision(recipe.precision),
         jit_compile=jit_compile,
     )
@@ -380,6 +423,8 @@ def train_recipe(
     """
     started = time.perf_counter()
     recipe = get_recipe(recipe, **changes)
+    if progress is not None and not callable(progress):
+        raise ConfigError(f"progress must be Progress or None, not {progress!r}")
     if workdir is None and (resume or tensorboard):
         raise ConfigError(f"{'resume' if resume else 'tensorboard'}=True needs a workdir, not None")
     prepare_gpus()
@@ -417,20 +462,21 @@ def train_recipe(
             history = History.load(folder.metrics, tags=tags)
         else:
             history = History(folder.metrics, tags=tags)
-        summary = folder.read_json("summary.json")
+        summary = folder.read_summary(_SHOWN_KEYS)
         newest = checkpoints.latest()
         if summary is not None and newest is not None:
             # A finished run: the test set is not read a second time.
             optimizer.build(model.trainable_variables)
             checkpoints.restore(newest, [*model.variables, *optimizer.variables])
-            return Run(model, history, summary, folder.path)
+            outputs = folder.read_test_outputs()
+            return Run(model, history, summary, folder.path, test_outputs=outputs)
         # A run that ended between its test and its summary is tested again.
         history.rows = [row for row in history.rows if row["split"] != "test"]
         if tensorboard:
             history.listeners.append(tensorboard_writer(folder.path / "tensorboard"))
 
     first_step = (checkpoints.latest() or 0) if checkpoints is not None and resume else 0
-    total_steps = max(1, round(recipe.epochs * batches.steps_per_epoch))
+    total_steps = epochs_to_steps(recipe.epochs, steps_per_epoch=batches.steps_per_epoch)
     with contextlib.ExitStack() as stack:
         view = None
         if progress is not None:
@@ -460,6 +506,7 @@ def train_recipe(
     summary = _summary(recipe, dataset, run, loss_fn, outputs)
     summary["total_seconds"] = round(time.perf_counter() - started, 3)
     if folder is not None:
+        folder.write_test_outputs(outputs)
         folder.write_json("summary.json", summary)
     path = folder.path if folder is not None else None
     return Run(model, history, summary, path, test_outputs=outputs)
@@ -474,7 +521,7 @@ def _summary(
     extra = float(sum(float(loss) for loss in model.losses))
     matrix = confusion_matrix(test.labels, outputs.argmax(-1), num_classes=dataset.num_classes)
     test_loss = float(np.mean(losses, dtype=np.float64)) + extra
-    test_accuracy = float(np.trace(matrix) / matrix.sum())
+    test_accuracy = accuracy(matrix)
     if not np.isfinite(test_loss):
         raise NonFiniteError(
             f"the test loss is {test_loss} after the last step: try a smaller learning_rate than "

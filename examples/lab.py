@@ -16,11 +16,9 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from cifarflow import cli, recipes
-from cifarflow.data.splits import Dataset
+import cifarflow as cf
+from cifarflow import cli
 from cifarflow.errors import check_int
-from cifarflow.reporting.diagram import model_summary
-from cifarflow.reporting.plots import plot_comparison, plot_random_from_each_class
 
 FLAGS = flags.FLAGS
 cli.define_recipe_flags(None)
@@ -49,17 +47,17 @@ NOTEBOOK: Mapping[str, Notebook] = {
 
 def main() -> None:
     check_int("--seeds", FLAGS.seeds)
-    names = [recipes.get_recipe(name).name for name in dict.fromkeys(FLAGS.recipes or NOTEBOOK)]
+    names = [cf.get_recipe(name).name for name in dict.fromkeys(FLAGS.recipes or NOTEBOOK)]
     changes = cli.recipe_changes()
     # Every recipe is made before any is run: a bad flag must not be found out an hour later.
-    chosen = [recipes.get_recipe(name, **changes) for name in names]
+    chosen = [cf.get_recipe(name, **changes) for name in names]
     options = cli.run_options_from_flags("lab")
     workdir = pathlib.Path(options.pop("workdir"))
-    dataset = recipes.load_recipe_data(chosen[0], data_dir=options.pop("data_dir"))
+    dataset = cf.load_recipe_data(chosen[0], data_dir=options.pop("data_dir"))
     summaries: dict[str, list[dict[str, Any]]] = {}
     for recipe in chosen:
         for seed in range(recipe.seed, recipe.seed + FLAGS.seeds):
-            run = recipes.train_recipe(
+            run = cf.train_recipe(
                 recipe,
                 seed=seed,
                 dataset=dataset,
@@ -67,7 +65,7 @@ def main() -> None:
                 **options,
             )
             if seed == recipe.seed:
-                print(model_summary(run.model))
+                print(cf.model_summary(run.model))
             cli.print_summary(run)
             if FLAGS.plots:
                 cli.draw_and_print(run, dataset)
@@ -75,7 +73,7 @@ def main() -> None:
     print(f"\n{table(summaries, dataset)}")
     if FLAGS.plots:
         # At the end: a run that is refused must leave the folder as it was.
-        plot_random_from_each_class(
+        cf.plot_random_from_each_class(
             dataset.train.images,
             dataset.train.labels,
             class_names=dataset.class_names,
@@ -83,22 +81,22 @@ def main() -> None:
             title=dataset.name,
             path=workdir / "random_from_each_class.png",
         )
-        plot_comparison(
+        cf.plot_comparison(
             list(summaries),
             [[run["test_accuracy"] for run in runs] for runs in summaries.values()],
             reference=[getattr(NOTEBOOK.get(n), "test_accuracy", None) for n in summaries],
-            reference_name="the notebook",
+            reference_name="the notebook, on CIFAR-10",
             title=f"The lab on {dataset.name}",
             path=workdir / "comparison.png",
         )
         print(f"\nall pictures and runs are in {workdir}")
 
 
-def table(summaries: Mapping[str, list[dict[str, Any]]], dataset: Dataset) -> str:
+def table(summaries: Mapping[str, list[dict[str, Any]]], dataset: cf.Dataset) -> str:
     """The lab's results beside the notebook's, as a Markdown table."""
     lines = [
         f"| section | recipe | parameters | epochs | runs | test loss | test accuracy "
-        f"({dataset.name}) | notebook | its bar | seconds of training |",
+        f"({dataset.name}) | notebook, on CIFAR-10 | its bar | seconds of training |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, runs in summaries.items():

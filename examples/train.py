@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from absl import flags
 
-from cifarflow import cli, recipes
+import cifarflow as cf
+from cifarflow import cli
 
 FLAGS = flags.FLAGS
 cli.define_recipe_flags("lab_cnn")
@@ -22,8 +23,8 @@ cli.define_run_flags()
 def main() -> None:
     recipe = cli.recipe_from_flags()
     options = cli.run_options_from_flags(recipe.name)
-    dataset = recipes.load_recipe_data(recipe, data_dir=options.pop("data_dir"))
-    run = recipes.train_recipe(recipe, dataset=dataset, **options)
+    dataset = cf.load_recipe_data(recipe, data_dir=options.pop("data_dir"))
+    run = cf.train_recipe(recipe, dataset=dataset, **options)
     cli.print_summary(run)
     if FLAGS.plots:
         cli.draw_and_print(run, dataset)

@@ -167,8 +167,9 @@ def test_numbers_out_of_range(call, here, name, value):
         (["--data_dir= "], "--data_dir must be a path, not ' '"),
         (["--drop_epochs=1,x"], "--drop_epochs must be numbers joined by commas, not '1,x'"),
         (["--drop_epochs=2"], "drop_epochs must be given for schedule=piecewise"),
-        (["--model_options=units"], "key=value,... or a JSON object, not 'units'"),
-        (["--model_options={"], "key=value,... or a JSON object, not '{'"),
+        (["--model_options=units"], "key=value,..., each key once, or a JSON object, not 'units'"),
+        (["--model_options=units=8,units=9"], "each key once"),
+        (["--model_options={"], "key=value,..., each key once, or a JSON object, not '{'"),
         (["--augment=crop:0"], "augment crop must be a whole number >= 1, not '0'"),
         (["--seed=2147483648"], "seed must be at most 2147483647, not 2147483648"),
     ],
@@ -208,7 +209,10 @@ def last_line(result):
         (["--batch_size=65"], "batch_size must be at most the 64 training examples, not 65"),
         (["--limit_examples=8001"], "limit_examples must be at most the 8000"),
         (["--augment=crop:32"], "crop padding must be smaller than the image side 32, not 32"),
-        (["--model_options=unit=8"], "do not fit mlp: "),
+        (
+            ["--model_options=unit=8"],
+            "one of activation, dropout, l2, units, not 'unit'",
+        ),
         (["--model_options=units=8,oops"], "'8,oops'"),
         (["--model_options=units=0"], "units must be"),
     ],
@@ -284,6 +288,16 @@ def test_interrupted(call):
 
     code, _, err = call(main=early)
     assert (code, err) == (130, "\ninterrupted\n")
+
+    def begun():
+        workdir = Path(cli.run_options_from_flags("lab_cnn")["workdir"])
+        workdir.mkdir()
+        (workdir / "recipe.json").touch()
+        raise KeyboardInterrupt
+
+    code, _, err = call("--workdir=begun", main=begun)
+    assert code == 130
+    assert "to go on: python examples/train.py --workdir=begun --resume\n" in err
 
 
 @pytest.mark.parametrize(

@@ -302,7 +302,7 @@ def test_nothing_found_says_what_to_do(tmp_path):
         "--data_dir=PATH or CIFARFLOW_DATA=PATH",
         "put cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html",
         f"into {tmp_path}",
-        "allow the download",
+        "run again where there is a network",
         "no download was allowed",
         "--data=standin",
     ):

@@ -90,7 +90,14 @@ def test_train_without_data_and_network(tmp_path, env):
     assert (summary["dataset"], summary["steps"], summary["step_traces"]) == ("standin", 10, 1)
     assert f"{summary['test_accuracy']:.4f}" in out
     names = {path.name for path in folder.iterdir()}
-    assert names == {"recipe.json", "metrics.jsonl", "summary.json", "checkpoints", "plots"}
+    assert names == {
+        "recipe.json",
+        "metrics.jsonl",
+        "test_outputs.npy",
+        "summary.json",
+        "checkpoints",
+        "plots",
+    }
     assert {path.name for path in (folder / "plots").iterdir()} == {
         "model_eval.png",
         "history.png",

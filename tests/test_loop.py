@@ -12,7 +12,7 @@ import tensorflow as tf
 import tiny
 
 from cifarflow.data.augment import make_augment
-from cifarflow.data.pipeline import DatasetBatches, evaluation_batches
+from cifarflow.data.pipeline import ArrayBatches, DatasetBatches, evaluation_batches
 from cifarflow.errors import (
     CheckpointError,
     ConfigError,
@@ -145,11 +145,41 @@ def test_a_smaller_last_batch_counts_by_its_examples():
 
 
 def test_evaluate_alone():
-    evaluate = make_evaluate(make_eval_step(tiny.tiny_mlp()))
+    model = tiny.tiny_mlp()
+    evaluate = make_evaluate(model, make_eval_step(model))
     whole, parts = evaluate(validation(20, 20)), evaluate(validation(20, 7))
     np.testing.assert_allclose(whole, parts, rtol=1e-5)
     with pytest.raises(ConfigError, match="the data to evaluate on is empty"):
         evaluate(validation().take(0))
+
+
+def test_labels_without_an_output_are_named():
+    data = tiny.split(64)
+    wrong = ArrayBatches(data.images, data.labels + 3, batch_size=8)
+    with pytest.raises(DataError, match=r"labels must be from 0 to 9 for .*, not 1[0-2]"):
+        train_tiny(batches=wrong, epochs=1)
+    bad = evaluation_batches(data.images, data.labels + 3)
+    with pytest.raises(DataError, match=r"labels must be from 0 to 9 for .*, not 1[0-2]"):
+        train_tiny(validation=bad, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ({"batches": (1, 2)}, r"batches must be ArrayBatches or .*, not \(1, 2\)"),
+        ({"optimizer": "sgd"}, "optimizer must be a Keras optimizer, not 'sgd'"),
+        ({"validation": (1, 2)}, r"validation must be a tf.data.Dataset .*, not \(1, 2\)"),
+        ({"validate_every": 3}, r"validate_every must be an Every\(.*, not 3"),
+        ({"log_every": 10}, r"log_every must be an Every\(.*, not 10"),
+        ({"checkpoint_every": 2.5}, r"checkpoint_every must be an Every\(.*, not 2.5"),
+        ({"checkpoints": "folder"}, "checkpoints must be a Checkpoints, not 'folder'"),
+        ({"history": []}, r"history must be a History, not \[\]"),
+        ({"hooks": [print]}, r"hooks\[0\] must be a Hook, not"),
+    ],
+)
+def test_arguments_of_another_kind(option, expected):
+    with pytest.raises(ConfigError, match=expected):
+        train_tiny(epochs=1, **option)
 
 
 def test_run_steps_is_traced_once():

@@ -25,12 +25,13 @@ MODULES = {
 FLOORS = {
     "errors": set(),
     "device": set(),
-    "data": {"errors"},
+    "files": {"errors"},
+    "data": {"errors", "device", "files"},
     "models": {"errors"},
     "optimizers": {"errors", "device"},
     "training.step": {"errors"},
     "evaluation": {"errors"},
-    "training": {"errors", "data", "training.step"},
+    "training": {"errors", "device", "files", "data", "training.step"},
     "recipes": {
         "errors",
         "device",
@@ -41,8 +42,8 @@ FLOORS = {
         "evaluation",
         "training",
     },
-    "reporting": {"errors", "data", "evaluation", "training"},
-    "cli": {"errors", "data", "training", "recipes", "reporting"},
+    "reporting": {"errors", "files", "data", "evaluation", "training"},
+    "cli": {"errors", "device", "data", "training", "recipes", "reporting"},
 }
 
 

@@ -66,7 +66,7 @@ BAD = {
     "name": [None, "", "  ", 3],
     "model": ["vgg", None, 3, ""],
     "model_options": ["units=8", [1], 3, {3: 4}, {"seed": 1}, {"activation": abs}, {"l2": NAN}],
-    "data": ["cifar100", None, ""],
+    "data": [3, None, ""],
     "validation_fraction": [-0.1, 1.0, 2, NAN, INF, "0.2", None, True],
     "validation_split": ["first", None],
     "limit_examples": [-1, 1.5, NAN, "10", None, True],
@@ -218,7 +218,10 @@ def test_the_labs_settings():
 @pytest.mark.parametrize(
     ("options", "quoted"),
     [
-        ({"unit": [8]}, r"model_options \{'unit': \(8,\)\} do not fit mlp: .*'unit'"),
+        (
+            {"unit": [8]},
+            "must be one of activation, dropout, l2, units, not 'unit'",
+        ),
         ({"units": [0]}, "units must be"),
         ({"units": "many"}, "units must be"),
         ({"units": 8.5}, "units must be"),
@@ -335,10 +338,51 @@ def test_resolve(monkeypatch):
         assert resolved.data == "standin"
         assert resolved.precision in ("float32", "mixed_bfloat16")
         assert resolved.jit_compile == ("true" if gpu else "false")
-    # Data of one's own has no name among the choices.
-    assert resolve(recipe, tiny.dataset()).data == "auto"
+    # Data of one's own keeps its own name: a run of it must not go on with other data.
+    assert resolve(recipe, tiny.dataset()).data == "tiny"
     fixed = get_recipe("lab_cnn", precision="float32", jit_compile="false", data="standin")
     assert resolve(fixed, tiny.dataset(name="standin")) == fixed
+
+
+def test_unknown_data():
+    with pytest.raises(ConfigError, match=r"data must be one of auto, .*, not 'cifar100'"):
+        train_recipe("lab_mlp", data="cifar100")
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path):
+    options = {"workdir": tmp_path, "epochs": 1, "batch_size": 16, **tiny.MLP}
+    train_recipe("lab_mlp", dataset=tiny.dataset(name="mine"), **options)
+    with pytest.raises(WorkdirError, match="holds a run with data='mine', not 'other'"):
+        train_recipe("lab_mlp", dataset=tiny.dataset(name="other"), resume=True, **options)
+
+
+def test_model_options_are_laid_over_the_recipes_own():
+    recipe = get_recipe("lab_dropout", model_options={"activation": "gelu"})
+    assert recipe.model_options == {"dropout": (0.25, 0.25, 0.5), "activation": "gelu"}
+    assert get_recipe(recipe, model_options={"dropout": 0.0}).model_options["dropout"] == 0.0
+    other = get_recipe("lab_dropout", model="mlp", model_options={"units": [8]})
+    assert other.model_options == {"units": (8,)}
+
+
+def test_a_finished_run_has_its_test_outputs_without_reading_again(tmp_path, monkeypatch):
+    options = {"workdir": tmp_path, "epochs": 1, "batch_size": 16, **tiny.MLP}
+    first = train_recipe("lab_mlp", dataset=tiny.dataset(), **options)
+    monkeypatch.setattr(recipes, "predict", None)
+    second = train_recipe("lab_mlp", dataset=tiny.dataset(), resume=True, **options)
+    np.testing.assert_array_equal(second.test_outputs, first.test_outputs)
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(DataError, match="is no summary of a run, it lacks"):
+        train_recipe("lab_mlp", dataset=tiny.dataset(), resume=True, **options)
+
+
+def test_a_model_too_large_for_memory():
+    with pytest.raises(ConfigError, match="do not fit mlp"):
+        train_recipe("lab_mlp", dataset=tiny.dataset(), model_options={"units": [10**12]})
+
+
+def test_progress_of_another_kind():
+    with pytest.raises(ConfigError, match="progress must be Progress or None, not True"):
+        train_recipe("lab_mlp", dataset=tiny.dataset(), progress=True)
 
 
 def test_loading_the_data(standin, capfd):
@@ -424,7 +468,14 @@ def standin_run(standin_folder, tmp_path_factory):
 def test_the_files_of_a_run(standin_run):
     run, _ = standin_run
     names = {path.name for path in run.workdir.iterdir()}
-    assert names == {"recipe.json", "metrics.jsonl", "summary.json", "checkpoints", "tensorboard"}
+    assert names == {
+        "recipe.json",
+        "metrics.jsonl",
+        "test_outputs.npy",
+        "summary.json",
+        "checkpoints",
+        "tensorboard",
+    }
     recipe = json.loads((run.workdir / "recipe.json").read_text())
     assert Recipe(**recipe).epochs == 2
     assert recipe["data"] == "standin"

@@ -300,3 +300,18 @@ def test_frozen_layers_stay():
     for a, b in zip(frozen, model.layers[-1].weights, strict=True):
         np.testing.assert_array_equal(a, b)
     assert np.abs(before[0] - tiny.weights(model)[0]).max() > 0
+
+
+def test_a_model_that_ends_in_a_softmax_gets_the_loss_of_probabilities():
+    data = tiny.split(16)
+    sums = {}
+    for softmax in (False, True):
+        step = make_eval_step(tiny.tiny_mlp(softmax=softmax))
+        sums[softmax] = step(tf.constant(data.images), tf.constant(data.labels))
+    np.testing.assert_allclose(float(sums[True].loss), float(sums[False].loss), rtol=1e-4)
+
+
+def test_float16_without_loss_scaling_is_refused():
+    model = tiny.tiny_mlp(dtype_policy="mixed_float16")
+    with pytest.raises(ConfigError, match=r"computes in float16, .* not SGD alone"):
+        make_train_step(model, SGD(0.1))

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from cifarflow.errors import DataError, WorkdirError
@@ -110,3 +111,24 @@ def test_json_that_cannot_be_written(tmp_path):
     file.write_text("mine")
     with pytest.raises(WorkdirError, match="cannot write"):
         Workdir(file).write_json("summary.json", {})
+
+
+def test_test_outputs_come_back(tmp_path):
+    workdir = Workdir(tmp_path)
+    assert workdir.read_test_outputs() is None
+    outputs = np.arange(12, dtype=np.float32).reshape(4, 3)
+    workdir.write_test_outputs(outputs)
+    np.testing.assert_array_equal(workdir.read_test_outputs(), outputs)
+    path = tmp_path / "test_outputs.npy"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(DataError, match=r"test_outputs\.npy' is damaged"):
+        workdir.read_test_outputs()
+
+
+def test_a_summary_that_is_none(tmp_path):
+    workdir = Workdir(tmp_path)
+    assert workdir.read_summary(["seed"]) is None
+    workdir.write_json("summary.json", {"seed": 1})
+    assert workdir.read_summary(["seed"]) == {"seed": 1}
+    with pytest.raises(DataError, match=r"summary of a run, it lacks 'test_loss': remove it"):
+        workdir.read_summary(["seed", "test_loss"])

@@ -1,4 +1,4 @@
-"""The project's cache: where it lies, files written whole or not at all, checks remembered.
+"""The project's cache: where it lies, and which checks are remembered in it.
 
     folder = cache.cache_folder()  # $CIFARFLOW_CACHE, $XDG_CACHE_HOME/cifarflow, ~/.cache/cifarflow
     marks = cache.fingerprint(files)
@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+
+from cifarflow.files import replacing
 
 _VERIFIED_NAME = "verified.json"
 # Old entries, of files long gone, leave first.
@@ -39,31 +39,6 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
         return Path(os.path.expanduser(os.environ["CIFARFLOW_CACHE"]))
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(root) / "cifarflow"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file for writing that takes the place of `path` when all went well.
-
-    Args:
-      path: the file to write; its folder is made if need be.
-
-    Yields:
-      The open file. After an exception it is deleted and `path` is as it was.
-
-    Raises:
-      OSError: if the folder cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def fingerprint(files: Iterable[Path]) -> Fingerprint:

@@ -153,8 +153,8 @@ def _download(cache: Path, allowed: bool, timeout_seconds: float) -> formats.Fou
     raise DataNotFoundError(
         f"CIFAR-10 was not found in {places}, and {reason}. To get it, either (1) name its place "
         f"with --data_dir=PATH or CIFARFLOW_DATA=PATH, (2) put cifar-10-python.tar.gz from "
-        f"https://www.cs.toronto.edu/~kriz/cifar.html into {cache}, or (3) allow the download "
-        f"and run again where there is a network. To try everything without CIFAR-10, use the "
+        f"https://www.cs.toronto.edu/~kriz/cifar.html into {cache}, or (3) run again "
+        f"where there is a network. To try everything without CIFAR-10, use the "
         f"generated images: --data=standin"
     )
 

@@ -23,7 +23,7 @@ from cifarflow.data.splits import (
     split_validation,
 )
 from cifarflow.data.standin import load_standin
-from cifarflow.errors import DataNotFoundError, check_choice
+from cifarflow.errors import ConfigError, DataNotFoundError, check_choice
 
 __all__ = ["Dataset", "Split", "check_images_and_labels", "load_data", "split_validation"]
 
@@ -47,7 +47,7 @@ def load_data(
     Args:
       data: "auto" takes CIFAR-10 if any source has it and else the stand-in set, with a banner;
         "cifar10" never falls back; "standin" asks for the stand-in set.
-      data_dir: where CIFAR-10 is, see `load_cifar10`; no meaning for "standin".
+      data_dir: where CIFAR-10 is, see `load_cifar10`; not for "standin".
       validation_fraction: share of the training set held out, from 0 to below 1.
       validation_split: "last" or "stratified".
       seed: for "stratified". The stand-in images are the same whatever it is.
@@ -66,6 +66,8 @@ def load_data(
       DataError: if data was found and is damaged, under "auto" as well.
     """
     check_choice("data", data, DATA_CHOICES)
+    if data == "standin" and data_dir is not None:
+        raise ConfigError(f"data_dir must be left out with data=standin, not {str(data_dir)!r}")
     reason = ""
     if data != "standin":
         try:
@@ -83,7 +85,8 @@ def load_data(
             is_named = data_dir is not None or os.environ.get("CIFARFLOW_DATA")
             if data == "cifar10" or is_named:
                 raise
-            reason = str(error)
+            # The banner says itself what is done instead.
+            reason = str(error).partition(" To try everything without CIFAR-10")[0]
     dataset = load_standin(
         validation_fraction=validation_fraction,
         validation_split=validation_split,

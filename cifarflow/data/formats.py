@@ -34,8 +34,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cifarflow.data.cache import replacing
 from cifarflow.errors import DataError
+from cifarflow.files import replacing
 
 TRAIN_EXAMPLES = 50_000
 TEST_EXAMPLES = 10_000

@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from cifarflow.data.augment import AugmentFn
 from cifarflow.data.splits import check_images_and_labels
+from cifarflow.device import prepare_gpus
 from cifarflow.errors import ConfigError, DataError, check_int, check_seed
 
 _PREFETCH = 4
@@ -116,6 +117,7 @@ class ArrayBatches:
             )
         self._augment = augment
         self._shuffle = shuffle
+        prepare_gpus()
         # On the host even where there is a GPU: tf.data runs there.
         with tf.device("CPU"):
             self._images = tf.constant(images)

@@ -1,16 +1,19 @@
 """Images with labels in memory: `Split`, `Dataset`, and how a validation split is taken.
 
-train, validation = split_validation(images, labels, fraction=0.2, how="last", seed=0)
-dataset = Dataset("mine", train, validation, test, class_names=("cat", "dog"), source="here")
-dataset.limit(100)  # the same with 100 training images, for a quick try
+    train, validation = split_validation(images, labels, fraction=0.2, how="last", seed=0)
+    dataset = Dataset("mine", train, validation, test, class_names=("cat", "dog"), source="here")
+    dataset.limit(100)  # the same with 100 training images, for a quick try
 
-check_images_and_labels(images, labels, num_classes=10)  # DataError with the bad value
+    check_images_and_labels(images, labels, num_classes=10)  # DataError with the bad value
+
+All are plain NumPy arrays; nothing here knows where they come from.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -22,6 +25,8 @@ SPLIT_METHODS = ("last", "stratified")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
     """Images and their labels, checked when made.
+
+    `images, labels = split` takes it apart; `len(split)` is the number of examples.
 
     Attributes:
       images: [N, H, W, C] uint8, 0..255; N may be 0.
@@ -40,6 +45,9 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter((self.images, self.labels))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,7 +1,9 @@
 """A model's outputs for many images.
 
-outputs = predict(model, images)                # [N, num_classes] float32
-probabilities = softmax(outputs)
+    outputs = predict(model, images)                # [N, num_classes] float32
+    probabilities = softmax(outputs)
+
+The outputs are whatever the model ends in: logits, for the builders of this library.
 """
 
 from __future__ import annotations

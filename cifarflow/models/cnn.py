@@ -1,10 +1,12 @@
 """The lab's convolutional nets.
 
-model = cnn()                                                 # section 3: 714,202 parameters
-model = cnn(dropout=(0.25, 0.25, 0.5))                        # section 4.1
-model = cnn(dropout=(0.25, 0.25, 0.5), batch_norm_momentum=0.75)   # section 4.2
-model = final()                                               # section 5: 1,856,650
-model = cnn(pooling="average", activation="gelu", l2=1e-4)    # the extra challenge
+    model = cnn()                                                 # section 3: 714,202 parameters
+    model = cnn(dropout=(0.25, 0.25, 0.5))                        # section 4.1
+    model = cnn(dropout=(0.25, 0.25, 0.5), batch_norm_momentum=0.75)   # section 4.2
+    model = final()                                               # section 5: 1,856,650
+    model = cnn(pooling="average", activation="gelu", l2=1e-4)    # the extra challenge
+
+Filters, kernels, padding, dropout and the rest are arguments of `cnn`.
 """
 
 from __future__ import annotations
@@ -121,3 +123,7 @@ def final(**options: Any) -> Any:
         "name": "final",
     }
     return cnn(**{**defaults, **options})
+
+
+# So that `inspect.signature` and `help` show which arguments there are.
+final.__wrapped__ = cnn  # type: ignore[attr-defined]

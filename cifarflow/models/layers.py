@@ -5,7 +5,8 @@
     x = parts.conv(x, 96, 5)
     logits = parts.classifier(x, 10)
 
-All layers are Keras's own, so a saved model loads without this library.
+All layers are Keras's own, so a saved model loads without this library (the optimiser of a
+compiled one does not).
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Fully connected nets.
 
-model = mlp()                                   # the lab's section 2: 1,707,274 parameters
-model = mlp(units=(1024,), activation="relu", dropout=0.3)
+    model = mlp()                                   # the lab's section 2: 1,707,274 parameters
+    model = mlp(units=(1024,), activation="relu", dropout=0.3)
+
+Images are scaled and flattened inside.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """A small residual net for 32x32 images.
 
-model = resnet()                                # 20 layers, 274,042 parameters
-model = resnet(depth=8, widths=(32, 64, 128))
+    model = resnet()                                # 20 layers, 274,042 parameters
+    model = resnet(depth=8, widths=(32, 64, 128))
+
+It ends in global average pooling, so any image side of 8 pixels or more will do.
 """
 
 from __future__ import annotations

@@ -1,11 +1,15 @@
 """All the pictures of one run, into one folder.
 
-paths = draw_run(run, dataset, "runs/first/plots")
+    paths = draw_run(run, dataset, "runs/first/plots")
 
-model_eval.png          curves, confusion matrix and sample predictions in one
-history.png             loss and accuracy over the epochs
-confusion_matrix.png    which class was taken for which
-model.png               the model's layers and shapes
+In the folder are then
+
+    model_eval.png          curves, confusion matrix and sample predictions in one
+    history.png             loss and accuracy over the epochs
+    confusion_matrix.png    which class was taken for which
+    model.png               the model's layers and shapes
+
+Each names recipe and data set in its heading.
 """
 
 from __future__ import annotations
@@ -64,5 +68,5 @@ def draw_run(
     plot_confusion_matrix(
         matrix, class_names=class_names, title=tested, path=paths["confusion_matrix"]
     )
-    plot_model(run.model, path=paths["model"])
+    plot_model(run.model, title=title, path=paths["model"])
     return paths

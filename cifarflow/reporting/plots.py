@@ -27,8 +27,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from cifarflow.errors import ConfigError, DataError, WorkdirError, check_int
+from cifarflow.errors import ConfigError, DataError, check_int
 from cifarflow.evaluation.metrics import accuracy, check_matrix, per_class_accuracy
+from cifarflow.files import replacing
 
 if TYPE_CHECKING:
     from cifarflow.training.history import History
@@ -112,18 +113,8 @@ def save_figure(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
     target = Path(path)
     if target.suffix.lower() != ".png":
         raise ConfigError(f"a picture's path must end in .png, not {os.fspath(path)!r}")
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with figure_style():
-                figure.savefig(part, format="png", dpi=DOTS_PER_INCH)
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise WorkdirError(f"cannot write the picture {str(target)!r}: {reason}") from error
+    with replacing(target, what="the picture") as file, figure_style():
+        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
     return figure
 
 

@@ -28,9 +28,9 @@ from cifarflow.errors import ConfigError, check_float, check_int
 
 _REFRESHES_PER_SECOND = 4
 # Characters that the bar keeps of a line; the numbers get the rest of it.
-_SHORTEST_BAR = 10
+_SHORTEST_BAR = 5
 # What goes first where a terminal is too narrow for everything.
-_LEAST_NEEDED = ("step", "images/s", "accuracy", "epoch", "loss")
+_LEAST_NEEDED = ("step", "epoch", "images/s", "accuracy", "loss")
 
 
 class _Numbers(NamedTuple):
@@ -177,9 +177,9 @@ class Progress:
         }
         if self._latest is not None:
             fields |= {
-                "loss": f"loss {self._latest.loss:.4f}",
-                "accuracy": f"accuracy {self._latest.accuracy:.4f}",
-                "images/s": f"{self._latest.images_per_second:,.0f} images/s",
+                "loss": f"loss {_short(self._latest.loss)}",
+                "accuracy": f"acc {self._latest.accuracy:.3f}",
+                "images/s": f"{self._latest.images_per_second:,.0f} img/s",
                 "ETA": f"ETA {self._time_left()}",
             }
         return fields
@@ -215,6 +215,11 @@ class _FieldsColumn(ProgressColumn):
                 break
             fields.pop(name, None)
         return Text("  ".join(fields.values()))
+
+
+def _short(loss: float) -> str:
+    """Three decimals, as long as that is short."""
+    return f"{loss:.3f}" if abs(loss) < 1000 else f"{loss:.2e}"
 
 
 def _is_live_terminal(stream: TextIO) -> bool:

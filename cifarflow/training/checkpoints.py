@@ -11,7 +11,6 @@ beside its final name, flushed to disk and renamed, so a file under a final name
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -22,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from cifarflow.errors import CheckpointError, WorkdirError, check_int
+from cifarflow.errors import CheckpointError, check_int
+from cifarflow.files import replacing
 
 _NAME = re.compile(r"step_(\d{8,})\.npz")
 _FORMAT = 1
@@ -84,22 +84,10 @@ class Checkpoints:
             "extra": dict(extra or {}),
         }
         path = self.path(step)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                text = np.frombuffer(json.dumps(header).encode(), np.uint8)
-                members: dict[str, Any] = {f"{i:04d}": a for i, a in enumerate(arrays)}
-                np.savez(file, header=text, **members)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise WorkdirError(
-                f"cannot write checkpoint {str(path)!r}: {error.strerror}"
-            ) from error
+        text = np.frombuffer(json.dumps(header).encode(), np.uint8)
+        members: dict[str, Any] = {f"{i:04d}": array for i, array in enumerate(arrays)}
+        with replacing(path, what="checkpoint") as file:
+            np.savez(file, header=text, **members)
         for old in self.steps()[: -self._keep]:
             if old != step:
                 self.path(old).unlink(missing_ok=True)
@@ -120,7 +108,13 @@ class Checkpoints:
             set then.
         """
         path = self.path(step)
-        header, arrays = _read(path)
+        try:
+            header, arrays = _read(path)
+        except CheckpointError as error:
+            older = [kept for kept in self.steps() if kept < step]
+            if not older or not path.exists():
+                raise
+            raise CheckpointError(f"{error}; remove it to go on from step {older[-1]}") from error
         ours = [_describe(variable, variable) for variable in variables]
         theirs = header["variables"]
         if theirs != ours:

@@ -1,9 +1,11 @@
 """Times the compiled calls of a training run, and nothing between them.
 
-clock = Clock()
-with clock.measure(steps):
-    clock.add_images(float(run_steps(iterator, steps).examples))
-clock.images_per_second()
+    clock = Clock()
+    with clock.measure(steps):
+        clock.add_images(float(run_steps(iterator, steps).examples))
+    clock.images_per_second()
+
+Validation, checkpoints and hooks fall between the calls and are not counted.
 """
 
 from __future__ import annotations

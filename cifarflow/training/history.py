@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cifarflow.errors import DataError, WorkdirError
+from cifarflow.files import replacing
 
 Row = dict[str, Any]
 
@@ -83,7 +84,9 @@ class History:
                 with self._path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
             except OSError as error:
-                raise WorkdirError(f"cannot write {str(self._path)!r}: {error.strerror}") from error
+                raise WorkdirError(
+                    f"cannot write log {str(self._path)!r}: {error.strerror}"
+                ) from error
         for listener in self.listeners:
             listener(row)
 
@@ -110,12 +113,8 @@ class History:
         if self._path is None:
             return
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, self._path)
-        except OSError as error:
-            raise WorkdirError(f"cannot write {str(self._path)!r}: {error.strerror}") from error
+        with replacing(self._path, what="log") as file:
+            file.write(text.encode())
 
     @classmethod
     def load(

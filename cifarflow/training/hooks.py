@@ -204,7 +204,7 @@ class EarlyStopping(Hook):
         self._seen_step = state["seen_step"]
 
 
-class Schedule:
+class EventSchedule:
     """Which hooks are due at which step.
 
     Args:
@@ -214,10 +214,6 @@ class Schedule:
 
     def __init__(self, hooks: Sequence[Hook], state: LoopState) -> None:
         self._hooks, self._state = hooks, state
-        self.start()
-
-    def start(self) -> None:
-        """Takes the state's step as the beginning."""
         self._next = [self._after(hook) for hook in self._hooks]
         self._last_seconds = [time.monotonic()] * len(self._hooks)
 
@@ -252,3 +248,8 @@ class Schedule:
         if seconds is not None:
             return now - self._last_seconds[index] >= seconds
         return state.step == self._next[index]
+
+
+def epochs_to_steps(epochs: float, *, steps_per_epoch: int) -> int:
+    """Passes over the data as a whole number of steps, at least one."""
+    return max(1, round(epochs * steps_per_epoch))

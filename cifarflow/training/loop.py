@@ -16,16 +16,20 @@ give bit for bit the same weights.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import pathlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from cifarflow.data.pipeline import Batches, DatasetBatches
+from cifarflow.device import prepare_gpus
 from cifarflow.errors import (
     CheckpointError,
     ConfigError,
@@ -38,7 +42,7 @@ from cifarflow.errors import (
 from cifarflow.training.checkpoints import Checkpoints
 from cifarflow.training.clock import Clock
 from cifarflow.training.history import History
-from cifarflow.training.hooks import Every, Hook, LoopState, Metrics, Schedule
+from cifarflow.training.hooks import EventSchedule, Every, Hook, LoopState, Metrics, epochs_to_steps
 from cifarflow.training.signals import noted_signals
 from cifarflow.training.step import LossFn, Sums, make_eval_step, make_train_step
 
@@ -130,10 +134,11 @@ def make_run_steps(train_step: Any) -> Any:
     return run_steps
 
 
-def make_evaluate(eval_step: Any) -> Any:
+def make_evaluate(model: Any, eval_step: Any) -> Any:
     """Compiles an evaluation of a whole dataset into one call.
 
     Args:
+      model: the model, for messages.
       eval_step: a `tf.function` as `make_eval_step` returns.
 
     Returns:
@@ -141,6 +146,7 @@ def make_evaluate(eval_step: Any) -> Any:
 
     Raises (the returned function):
       ConfigError: if the dataset is empty.
+      DataError: if a label is out of range.
     """
 
     @tf.function
@@ -156,7 +162,8 @@ def make_evaluate(eval_step: Any) -> Any:
         iterator = iter(dataset)
         if not compiled:
             compiled.append(run_all.get_concrete_function(iterator))
-        total = _Total().plus(compiled[0](iterator))
+        with _explained(model):
+            total = _Total().plus(compiled[0](iterator))
         if not total.examples:
             raise ConfigError("the data to evaluate on is empty: give at least one example")
         return total.means()
@@ -196,7 +203,7 @@ def train(
       validate_every: when to evaluate on it, every epoch by default.
       log_every: when to log training means, every quarter of an epoch by default.
       hooks: what else to run, and when.
-      loss_fn: function of (labels, outputs) that returns losses [B]; `cross_entropy()` by default.
+      loss_fn: function of (labels, outputs) that returns losses [B]; cross-entropy by default.
       jit_compile: whether XLA compiles the steps.
       history: where to log; a new one in memory by default.
       checkpoints: where to keep the state; None keeps none.
@@ -210,15 +217,32 @@ def train(
 
     Raises:
       ConfigError: if an argument is out of range.
-      DataError: if images or labels are not of the shape that the model takes and gives.
+      DataError: if images or labels are not of the shape that the model takes and gives, or a
+        label is out of range.
       NonFiniteError: if the training loss is not finite.
       CheckpointError: if the checkpoint to resume from does not fit.
       WorkdirError: if there are checkpoints and resume is False, or a file cannot be written.
       TrainingInterrupted: after Ctrl-C or SIGTERM, when the step is done and the state saved.
         A second one stops at once.
     """
+    every = (Every, "an Every(steps=, epochs= or seconds=)")
+    _check_kinds(
+        optimizer=(optimizer, keras.optimizers.Optimizer, "a Keras optimizer"),
+        validation=(validation, tf.data.Dataset, "a tf.data.Dataset of (images, labels)"),
+        validate_every=(validate_every, *every),
+        log_every=(log_every, *every),
+        history=(history, History, "a History"),
+        checkpoints=(checkpoints, Checkpoints, "a Checkpoints"),
+        checkpoint_every=(checkpoint_every, *every),
+        **{f"hooks[{i}]": (hook, Hook, "a Hook") for i, hook in enumerate(hooks)},
+    )
     if isinstance(batches, tf.data.Dataset):
         batches = DatasetBatches(batches)
+    if not hasattr(batches, "steps_per_epoch"):
+        raise ConfigError(
+            f"batches must be ArrayBatches or a tf.data.Dataset of batches, not {batches!r:.80}"
+        )
+    prepare_gpus()
     steps = _total_steps(epochs, total_steps, batches.steps_per_epoch)
     if validation is None and any(hook.needs_validation for hook in hooks):
         raise ConfigError("a hook, such as early stopping, needs a validation set: there is none")
@@ -230,7 +254,7 @@ def train(
     history = history if history is not None else History()
     train_step = make_train_step(model, optimizer, loss_fn=loss_fn, jit_compile=jit_compile)
     eval_step = make_eval_step(model, loss_fn=loss_fn, jit_compile=jit_compile)
-    run_steps, evaluate = make_run_steps(train_step), make_evaluate(eval_step)
+    run_steps, evaluate = make_run_steps(train_step), make_evaluate(model, eval_step)
     state = LoopState(model, optimizer, history, 0, batches.steps_per_epoch, steps)
     books = _Books(state, checkpoints, hooks)
 
@@ -252,14 +276,14 @@ def train(
     dataset = batches.dataset(state.step, steps)
     for data in [dataset] + ([validation] if validation is not None else []):
         _check_fits(model, data)
-    iterator, schedule, clock = iter(dataset), Schedule(events, state), books.clock
+    iterator, schedule, clock = iter(dataset), EventSchedule(events, state), books.clock
     with clock.compiling():
         # Traced here and never again: a concrete function cannot be.
         run_steps = run_steps.get_concrete_function(iterator, tf.TensorSpec([], tf.int64))
     with noted_signals() as interrupted:
         while state.step < steps and not state.stop_reason:
             count = min(schedule.next_step() - state.step, clock.steps_in(_SECONDS_A_CALL))
-            with clock.measure(count):
+            with clock.measure(count), _explained(model):
                 # Reading the sums waits until the device has finished.
                 total = _Total().plus(run_steps(iterator, tf.constant(count, tf.int64)))
                 clock.add_images(total.examples)
@@ -386,7 +410,8 @@ def _total_steps(epochs: float | None, total_steps: int | None, steps_per_epoch:
         raise ConfigError(f"give one of epochs and total_steps, not {epochs!r} and {total_steps!r}")
     if total_steps is not None:
         return check_int("total_steps", total_steps)
-    return max(1, round(check_float("epochs", epochs, above_minimum=True) * steps_per_epoch))
+    epochs = check_float("epochs", epochs, above_minimum=True)
+    return epochs_to_steps(epochs, steps_per_epoch=steps_per_epoch)
 
 
 def _check_fits(model: Any, dataset: Any) -> None:
@@ -406,11 +431,34 @@ def _check_fits(model: Any, dataset: Any) -> None:
         )
 
 
+@contextlib.contextmanager
+def _explained(model: Any) -> Iterator[None]:
+    """Says in one line what TensorFlow says of a label that the model has no output for."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(r"label value of (-?\d+)", str(error))
+        if found is None:
+            raise
+        raise DataError(
+            f"labels must be from 0 to {model.output_shape[-1] - 1} for model {model.name!r}, "
+            f"not {found[1]}"
+        ) from None
+
+
+def _check_kinds(**values: tuple[Any, type, str]) -> None:
+    """Refuses an argument of another kind before it fails somewhere deep."""
+    for name, (value, kind, good) in values.items():
+        if value is not None and not isinstance(value, kind):
+            raise ConfigError(f"{name} must be {good}, not {value!r:.80}")
+
+
 def _epoch_line(state: LoopState) -> str:
-    text = f"epoch {state.epoch:g}"
-    if state.train is not None:
-        text += f"  train loss {state.train.loss:.3f} accuracy {state.train.accuracy:.3f}"
+    text = f"epoch {state.epoch:.4g}"
     if state.validation is not None:
-        text += f"  validation loss {state.validation.loss:.3f}"
+        text += f"  validation loss {state.validation.loss:.4g}"
         text += f" accuracy {state.validation.accuracy:.3f}"
+    if state.train is not None:
+        # Since the last row of the log, not since the last epoch.
+        text += f"  train of late: {state.train.loss:.4g}, {state.train.accuracy:.3f}"
     return text

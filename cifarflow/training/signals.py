@@ -1,8 +1,10 @@
 """Ctrl-C and SIGTERM noted, to be answered when a step is done.
 
-with noted_signals() as interrupted:
-    while not interrupted():
-        ...
+    with noted_signals() as interrupted:
+        while not interrupted():
+            ...
+
+So a step is never cut in two, and the state that is saved is whole.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
 from cifarflow.errors import ConfigError, check_float
@@ -79,6 +80,13 @@ def cross_entropy(*, from_logits: bool = True, label_smoothing: float = 0.0) -> 
     return loss_fn
 
 
+def default_loss(model: Any) -> LossFn:
+    """Cross-entropy of what the model ends in: probabilities after a softmax, else logits."""
+    last = getattr(model, "layers", [None])[-1]
+    softmax = getattr(last, "activation", None) is keras.activations.softmax
+    return cross_entropy(from_logits=not (softmax or isinstance(last, keras.layers.Softmax)))
+
+
 def make_train_step(
     model: Any,
     optimizer: Any,
@@ -96,7 +104,8 @@ def make_train_step(
     Args:
       model: a Keras model: images [B, H, W, C] -> outputs [B, num_classes].
       optimizer: a Keras optimiser; it is built for the model's variables here.
-      loss_fn: function of (labels, outputs) that returns losses [B]; `cross_entropy()` by default.
+      loss_fn: function of (labels, outputs) that returns losses [B]; by default cross-entropy, of
+        logits or, if the model ends in a softmax, of probabilities.
       jit_compile: whether XLA compiles the step.
 
     Returns:
@@ -104,15 +113,22 @@ def make_train_step(
       model and returns `Sums` of the batch, from before the update.
 
     Raises:
-      ConfigError: if the model has no variable to train.
+      ConfigError: if the model has no variable to train, or computes in float16 without loss
+        scaling.
     """
     variables = model.trainable_variables
     if not variables:
         raise ConfigError(f"model {model.name!r} has no trainable variable: nothing to train")
+    is_half = any(layer.compute_dtype == "float16" for layer in model.layers)
+    if is_half and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ConfigError(
+            f"model {model.name!r} computes in float16, where small gradients vanish: wrap the "
+            f"optimizer by scale_for('mixed_float16', ...), not {type(optimizer).__name__} alone"
+        )
     # Slot variables must exist before tracing: a function that creates variables is traced twice.
     if not optimizer.built:
         optimizer.build(variables)
-    losses_fn = loss_fn or cross_entropy()
+    losses_fn = loss_fn or default_loss(model)
 
     @tf.function(jit_compile=jit_compile)
     def train_step(images: Any, labels: Any) -> Sums:
@@ -141,7 +157,7 @@ def make_eval_step(model: Any, *, loss_fn: LossFn | None = None, jit_compile: bo
       A `tf.function` of (images [B, H, W, C], labels [B] or [B, num_classes]) that runs the model
       in inference mode and returns the batch's `Sums`, regularisation included as Keras does.
     """
-    losses_fn = loss_fn or cross_entropy()
+    losses_fn = loss_fn or default_loss(model)
 
     @tf.function(jit_compile=jit_compile)
     def eval_step(images: Any, labels: Any) -> Sums:

@@ -1,6 +1,8 @@
 """A run's log as TensorBoard scalars.
 
-history.listeners.append(tensorboard_writer(workdir / "tensorboard"))
+    history.listeners.append(tensorboard_writer(workdir / "tensorboard"))
+
+It needs TensorFlow only; TensorBoard itself is needed to look at them.
 """
 
 from __future__ import annotations

@@ -1,13 +1,18 @@
 """A run's folder: what is in it, and whether a run may use it.
 
-workdir = Workdir("runs/first")
-resuming = workdir.open(recipe_values, resume=True)
-workdir.write_json("summary.json", summary)
+    workdir = Workdir("runs/first")
+    resuming = workdir.open(recipe_values, resume=True)
+    workdir.write_json("summary.json", summary)
 
-recipe.json     the recipe, with every "auto" replaced by what was used
-metrics.jsonl   the log, a line an event
-checkpoints/    the state, a file a step
-summary.json    written last: a folder that has it holds a finished run
+In the folder are
+
+    recipe.json         the recipe, with every "auto" replaced by what was used
+    metrics.jsonl       the log, a line an event
+    checkpoints/        the state, a file a step
+    test_outputs.npy    the model's outputs for the test set
+    summary.json        what came of it
+
+The summary is written last: a folder that has it holds a finished run.
 """
 
 from __future__ import annotations
@@ -15,10 +20,13 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from cifarflow.errors import DataError, WorkdirError
+from cifarflow.files import replacing
 
 
 class Workdir:
@@ -108,16 +116,55 @@ class Workdir:
             raise DataError(f"{str(path)!r} must hold a JSON object, not {type(value).__name__}")
         return value
 
+    def read_summary(self, keys: Iterable[str]) -> dict[str, Any] | None:
+        """Reads summary.json, which a finished run has; None if it is not there.
+
+        Args:
+          keys: what it must hold.
+
+        Raises:
+          DataError: if it is not a JSON object with these keys.
+        """
+        summary = self.read_json("summary.json")
+        missing = sorted(set(keys) - set(summary)) if summary is not None else []
+        if missing:
+            raise DataError(
+                f"{str(self.path / 'summary.json')!r} is no summary of a run, it lacks "
+                f"{missing[0]!r}: remove it to have the run tested again"
+            )
+        return summary
+
+    def read_test_outputs(self) -> np.ndarray | None:
+        """Reads a finished run's outputs for the test set; None if they are not there.
+
+        Returns:
+          [N, num_classes] float32.
+
+        Raises:
+          DataError: if the file is damaged.
+        """
+        path = self.path / "test_outputs.npy"
+        if not path.exists():
+            return None
+        try:
+            return np.asarray(np.load(path, allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{str(path)!r} is damaged: {error}") from error
+
+    def write_test_outputs(self, outputs: np.ndarray) -> None:
+        """Keeps the model's outputs for the test set, which is read once only.
+
+        Raises:
+          WorkdirError: if the file cannot be written.
+        """
+        with replacing(self.path / "test_outputs.npy") as file:
+            np.save(file, outputs, allow_pickle=False)
+
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes one of the folder's JSON files, whole or not at all.
 
         Raises:
           WorkdirError: if it cannot be written.
         """
-        path = self.path / name
-        temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
-        except OSError as error:
-            raise WorkdirError(f"cannot write {str(path)!r}: {error.strerror}") from error
+        with replacing(self.path / name) as file:
+            file.write((json.dumps(value, indent=2) + "\n").encode())
