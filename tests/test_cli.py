@@ -388,3 +388,10 @@ def test_a_bug_keeps_its_traceback(tmp_path):
     assert "Traceback" in done.stderr
     assert done.stderr.rstrip().endswith("RuntimeError: a bug")
     assert "error:" not in done.stderr.replace("RuntimeError:", "")
+
+
+def test_the_readme_names_every_flag():
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    names = [field.name for field in cli.recipe_fields()]
+    names += ["recipe", "data_dir", "workdir", "resume", "tensorboard", "plots", "progress"]
+    assert [name for name in names if f"--{name}" not in text] == []

@@ -175,3 +175,16 @@ def test_nothing_is_said_twice():
             assert f'"{cifarflow.__version__}"' not in path.read_text(), name
     assert (PACKAGE / "py.typed").exists()
     assert re.fullmatch(r"\d+\.\d+\.\d+", cifarflow.__version__)
+
+
+def test_the_readme_example_runs(tmp_path, monkeypatch, capsys):
+    from cifarflow.data.dataset import load_data
+
+    small = load_data("standin").limit(128)
+    monkeypatch.setattr(cifarflow, "load_data", lambda: small, raising=False)
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    exec(compile(code, "README.md", "exec"), {})
+    assert "'split': 'validation'" in capsys.readouterr().out
+    assert (tmp_path / "some.png").stat().st_size > 10_000

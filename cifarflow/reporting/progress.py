@@ -176,12 +176,12 @@ class Progress:
             "step": f"step {step:,}/{self._total_steps:,}",
         }
         if self._latest is not None:
-            fields |= {
-                "loss": f"loss {_short(self._latest.loss)}",
-                "accuracy": f"acc {self._latest.accuracy:.3f}",
-                "images/s": f"{self._latest.images_per_second:,.0f} img/s",
-                "ETA": f"ETA {self._time_left()}",
-            }
+            fields["loss"] = f"loss {_short(self._latest.loss)}"
+            fields["accuracy"] = f"acc {self._latest.accuracy:.3f}"
+            # Not known yet at the first update, which comes after the call that compiles.
+            if self._latest.images_per_second:
+                fields["images/s"] = f"{self._latest.images_per_second:,.0f} img/s"
+            fields["ETA"] = f"ETA {self._time_left()}"
         return fields
 
     def _time_left(self) -> str:
