@@ -118,7 +118,7 @@ def load_standin(
         seed=seed,
     )
     test = Split(arrays.test_images, arrays.test_labels)
-    return Dataset("standin", train, validation, test, CLASS_NAMES, "generated")
+    return Dataset("standin", train, validation, test, CLASS_NAMES, "generated images")
 
 
 def _balanced_labels(generator: np.random.Generator, count: int) -> np.ndarray:
