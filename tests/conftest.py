@@ -6,7 +6,13 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# The same examples every time: a suite that fails now and then is worth little.  To look for new
+# ones: HYPOTHESIS_PROFILE=default python -m pytest.
+hypothesis.settings.register_profile("suite", derandomize=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
 def _find_cifar10_dir():
