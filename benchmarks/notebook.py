@@ -68,7 +68,7 @@ def fit(recipe: recipes.Recipe, dataset: Dataset) -> dict[str, Any]:
     )
     images, labels = _as_notebook(dataset.train, classes)
     start = time.perf_counter()
-    model.fit(
+    fitted = model.fit(
         images,
         labels,
         batch_size=recipe.batch_size,
@@ -80,6 +80,8 @@ def fit(recipe: recipes.Recipe, dataset: Dataset) -> dict[str, Any]:
     loss, accuracy = model.evaluate(*_as_notebook(dataset.test, classes), 128, verbose=0)
     return {
         "seed": recipe.seed,
+        "train_accuracy": round(fitted.history["accuracy"][-1], 4),
+        "validation_accuracy": round(fitted.history["val_accuracy"][-1], 4),
         "test_loss": round(loss, 4),
         "test_accuracy": round(accuracy, 4),
         "seconds": round(seconds, 1),

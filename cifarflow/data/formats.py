@@ -312,7 +312,7 @@ def _store_batch(
     else:
         images, targets = arrays.test_images, arrays.test_labels
     targets[:] = labels
-    # Plane by plane: six times as fast as one transposed copy (0.12 s against 0.73 s for all).
+    # Plane by plane: several times as fast as one transposed copy.
     flat = images.reshape(-1, 1024, 3)
     for channel in range(3):
         flat[:, :, channel] = pixels[:, channel * 1024 : (channel + 1) * 1024]

@@ -8,10 +8,8 @@ Each image is one shape or pattern of random place, size, angle and colours befo
 background, partly covered, in noise.  What makes it hard is what makes photographs hard, not false
 labels: low contrast, small and covered shapes, in-between builds (a bent square is nearly a star).
 
-Measured with plain Keras, trained on 8,000 of the images with the lab's settings (SGD, Nesterov,
-learning rate 0.01, batch 32), test accuracy of two runs: the lab's MLP after 15 epochs 36.1 and
-40.0 % (64 % on the training images, which it learns by heart), the lab's CNN after 5 epochs 81.6
-and 81.2 %.
+`python examples/train.py --data=standin --recipe=lab_mlp` ends at a test accuracy of 0.427,
+`--recipe=lab_cnn` at 0.813 (seed 0, float32 and bfloat16).
 """
 
 from __future__ import annotations

@@ -49,9 +49,8 @@ class SGD(keras.optimizers.SGD):
 
     The update of one variable is one kernel (`ResourceApplyKerasMomentum`, without momentum
     `ResourceApplyGradientDescent`) in place of Keras's four multiplications, two subtractions
-    and two assignments: 0.54 against 1.30 ms for the lab's MLP on two CPU cores.  Sparse
-    gradients and variables under a `tf.distribute` strategy take the way of the parent class;
-    the numbers are the same.
+    and two assignments.  Sparse gradients and variables under a `tf.distribute` strategy take the
+    way of the parent class; the numbers are the same.
 
     Args:
       learning_rate: a number >= 0, a `LearningRateSchedule`, or a callable without arguments.
