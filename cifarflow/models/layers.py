@@ -79,9 +79,11 @@ class LayerFactory:
             return None
         return int(self._seeds.integers(2**31 - 1))
 
-    def _kernel(self) -> dict[str, Any]:
+    def _kernel(self, initializer: Any = None) -> dict[str, Any]:
+        if initializer is None:
+            initializer = keras.initializers.GlorotUniform(seed=self.next_seed())
         return {
-            "kernel_initializer": keras.initializers.GlorotUniform(seed=self.next_seed()),
+            "kernel_initializer": initializer,
             "kernel_regularizer": keras.regularizers.L2(self._l2) if self._l2 else None,
             "dtype": self.policy,
         }
@@ -124,8 +126,11 @@ class LayerFactory:
         padding: str = "valid",
         use_bias: bool = True,
         activation: Any = None,
+        kernel_initializer: Any = None,
+        trainable: bool = True,
+        name: str | None = None,
     ) -> Any:
-        """Convolves [B, H, W, C] with square filters."""
+        """Convolves [B, H, W, C] with square filters, Glorot's unless `kernel_initializer`."""
         # Keras's own message for an image that has become too small is about shapes only.
         if padding == "valid" and min(x.shape[1:3]) < kernel_size:
             raise ConfigError(
@@ -139,7 +144,9 @@ class LayerFactory:
             padding=padding,
             use_bias=use_bias,
             activation=activation,
-            **self._kernel(),
+            trainable=trainable,
+            name=name,
+            **self._kernel(kernel_initializer),
         )(x)
 
     def dense(self, x: Any, units: int, *, activation: Any = None) -> Any:
@@ -150,9 +157,13 @@ class LayerFactory:
         """Applies the activation as a layer of its own."""
         return keras.layers.Activation(self.activation, dtype=self.policy)(x)
 
-    def batch_norm(self, x: Any, momentum: float) -> Any:
+    def batch_norm(
+        self, x: Any, momentum: float, *, scale: bool = True, epsilon: float = 1e-3
+    ) -> Any:
         """Normalises over the batch; momentum is Keras's, the weight of the running value."""
-        return keras.layers.BatchNormalization(momentum=momentum, dtype=self.policy)(x)
+        return keras.layers.BatchNormalization(
+            momentum=momentum, scale=scale, epsilon=epsilon, dtype=self.policy
+        )(x)
 
     def dropout(self, x: Any, rate: float) -> Any:
         """Drops with the given probability; 0 adds no layer."""
@@ -169,15 +180,38 @@ class LayerFactory:
         }
         return layers[check_choice("pooling", pooling, layers)](dtype=self.policy)(x)
 
-    def classifier(self, x: Any, num_classes: int, *, softmax: bool) -> Any:
-        """Logits [B, num_classes], or probabilities in float32 if `softmax`."""
+    def classifier(
+        self,
+        x: Any,
+        num_classes: int,
+        *,
+        softmax: bool,
+        use_bias: bool = True,
+        kernel_initializer: Any = None,
+        scale: float = 1.0,
+    ) -> Any:
+        """Logits [B, num_classes] times `scale`, or probabilities in float32 if `softmax`."""
         logits = keras.layers.Dense(
-            check_int("num_classes", num_classes, minimum=2), name="logits", **self._kernel()
+            check_int("num_classes", num_classes, minimum=2),
+            use_bias=use_bias,
+            name="logits" if scale == 1 else "classifier",
+            **self._kernel(kernel_initializer),
         )(x)
+        if scale != 1:
+            logits = keras.layers.Rescaling(scale, name="logits", dtype=self.policy)(logits)
         if softmax:
             # Half precision has too few digits for small probabilities.
             return keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
         return logits
+
+
+def channel_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation to normalise by, on the 0..1 scale.
+
+    Returns:
+      CIFAR-10's for images of 3 channels, else about those of any photographs, one for all.
+    """
+    return (CIFAR10_MEAN, CIFAR10_STD) if channels == 3 else ((0.5,), (0.25,))
 
 
 def check_image_shape(image_shape: Any) -> tuple[int, int, int]:
