@@ -23,7 +23,7 @@ def prepare_gpus() -> None:
 
     To be called before the first operation; later it changes nothing.
     """
-    for gpu in tf.config.list_physical_devices("GPU"):
+    for gpu in tf.config.get_visible_devices("GPU"):
         try:
             tf.config.experimental.set_memory_growth(gpu, True)
         except RuntimeError:
@@ -33,12 +33,12 @@ def prepare_gpus() -> None:
 
 def has_gpu() -> bool:
     """Whether TensorFlow sees a GPU."""
-    return bool(tf.config.list_physical_devices("GPU"))
+    return bool(tf.config.get_visible_devices("GPU"))
 
 
 def describe_device() -> str:
     """The device that trains, in words: the first GPU, else the processor."""
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = tf.config.get_visible_devices("GPU")
     if gpus:
         return f"gpu: {_gpu_details(gpus[0]).get('device_name', gpus[0].name)}"
     name = _cpuinfo().get("model name") or platform.processor() or platform.machine()
@@ -54,7 +54,7 @@ def has_bfloat16() -> bool:
     That is a GPU of compute capability 8.0 (Ampere) or later, or, without a GPU, a processor with
     AVX512_BF16 or AMX_BF16 (read from /proc/cpuinfo, so on Linux only).
     """
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = tf.config.get_visible_devices("GPU")
     if gpus:
         return bool(_gpu_details(gpus[0]).get("compute_capability", (0, 0)) >= (8, 0))
     return bool({"avx512_bf16", "amx_bf16"} & set(_cpuinfo().get("flags", "").split()))

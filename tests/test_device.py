@@ -24,7 +24,7 @@ flags\t\t: fpu avx512_bf16 amx_bf16
 
 @pytest.fixture
 def no_gpu(monkeypatch):
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [])
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind=None: [])
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def gpu(monkeypatch):
     def pretend(**details):
         gpus = [types.SimpleNamespace(name=f"/physical_device:GPU:{i}") for i in range(2)]
         monkeypatch.setattr(
-            tf.config, "list_physical_devices", lambda kind=None: gpus if kind == "GPU" else []
+            tf.config, "get_visible_devices", lambda kind=None: gpus if kind == "GPU" else []
         )
         monkeypatch.setattr(
             tf.config.experimental, "get_device_details", lambda g: details if g is gpus[0] else {}

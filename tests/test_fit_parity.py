@@ -38,7 +38,8 @@ class BatchLosses(keras.callbacks.Callback):
 
 # Keras's own SGD rounds differently, in the last digit.  Through BatchNorm and max pooling over
 # regions of equal pixels even that much is a different run: two `fit`s whose first kernel differs
-# by 1e-7 of itself are 3e-3 apart in the loss after two steps.  So there both sides use our SGD.
+# by 1e-7 of itself are 3e-3 apart in the loss after two steps.  So there both sides use our SGD and
+# Keras's own layers; that the fused ones give equal gradients is in test_fusion.
 @pytest.mark.parametrize(
     ("name", "keras_optimizer"),
     [(name, False) for name in BUILDERS] + [("mlp", True), ("cnn", True), ("l2", True)],
@@ -63,6 +64,7 @@ def test_losses_of_the_first_steps_agree_with_fit(name, keras_optimizer, some_im
         looped,
         SGD(0.01, decay=1e-6, **kwargs),
         batches=batches,
+        fused=name != "batchnorm",
         total_steps=STEPS,
         log_every=Every(steps=1),
     )

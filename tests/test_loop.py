@@ -30,10 +30,9 @@ from cifarflow.training.hooks import EarlyStopping, Every, Hook
 from cifarflow.training.loop import (
     TrainingInterrupted,
     make_evaluate,
-    make_run_steps,
     train,
 )
-from cifarflow.training.step import make_eval_step, make_train_step
+from cifarflow.training.step import make_eval_step
 
 PER_EPOCH = 8
 
@@ -182,16 +181,6 @@ def test_arguments_of_another_kind(option, expected):
         train_tiny(epochs=1, **option)
 
 
-def test_run_steps_is_traced_once():
-    step = make_train_step(tiny.tiny_mlp(), SGD(0.1))
-    run_steps = make_run_steps(step)
-    iterator = iter(tiny.batches().dataset())
-    for count in (1, 3, 7):
-        assert float(run_steps(iterator, tf.constant(count, tf.int64)).examples) == 8 * count
-    assert run_steps.experimental_get_tracing_count() == 1
-    assert step.experimental_get_tracing_count() == 1
-
-
 def test_nothing_is_traced_twice_in_a_run(monkeypatch):
     made = []
 
@@ -202,11 +191,11 @@ def test_nothing_is_traced_twice_in_a_run(monkeypatch):
 
         return wrapped
 
-    for name in ("make_train_step", "make_eval_step", "make_run_steps"):
+    for name in ("make_train_step", "make_eval_step"):
         monkeypatch.setattr(loop, name, noting(getattr(loop, name)))
     run = train_tiny(total_steps=23, validation=validation(16), log_every=Every(steps=5))
-    assert len(made) == 3
-    assert [each.experimental_get_tracing_count() for each in made] == [1, 1, 1]
+    assert len(made) == 2
+    assert [each.experimental_get_tracing_count() for each in made] == [1, 1]
     assert run.summary["step_traces"] == 1
 
 

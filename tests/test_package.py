@@ -27,9 +27,9 @@ FLOORS = {
     "device": set(),
     "files": {"errors"},
     "data": {"errors", "device", "files"},
-    "models": {"errors"},
+    "models": {"errors", "device"},
     "optimizers": {"errors", "device"},
-    "training.step": {"errors"},
+    "training.step": {"errors", "models"},
     "evaluation": {"errors"},
     "training": {"errors", "device", "files", "data", "training.step"},
     "recipes": {

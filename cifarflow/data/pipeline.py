@@ -10,6 +10,8 @@ from (seed, epoch), and augmentation is drawn from (seed, step).  So there is no
 nothing to save, and a run that resumes at step N draws exactly the batches it would have drawn.
 
 The arrays stay in memory as uint8, a quarter of their size in float32; a batch is one gather.
+`train` makes it within its compiled calls, where the arrays are, on a GPU in its memory; `dataset`
+has the same batches as a `tf.data.Dataset`, for any other loop.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ import tensorflow as tf
 
 from cifarflow.data.augment import AugmentFn
 from cifarflow.data.splits import check_images_and_labels
-from cifarflow.device import prepare_gpus
+from cifarflow.device import has_gpu, prepare_gpus
 from cifarflow.errors import ConfigError, DataError, check_int, check_seed
 
 _PREFETCH = 4
+# Larger arrays stay on the host: a GPU's memory is for activations too.
+_MOST_RESIDENT_BYTES = 4 * 2**30
 
 
 class Batches(Protocol):
@@ -79,9 +83,16 @@ class ArrayBatches:
       augment: a function of (images [B, H, W, C], seed [2] int64), see `make_augment`.
       shuffle: whether an epoch has a new order; False keeps the order of the arrays.
       num_classes: if given, labels are checked against it.
+      resident: whether training draws the batches inside its compiled calls, from arrays on the
+        device that trains, and not through `tf.data`.  The batches are the same; drawing them
+        inside costs less, unless `augment` is long or not for a GPU.  None means yes, if the
+        images take at most 4 GiB.
 
     Attributes:
       steps_per_epoch: N // batch_size.
+      augment: as given.
+      resident: whether training draws the batches itself.
+      element_spec: `tf.TensorSpec` of the images and of the labels of a batch.
 
     Raises:
       ConfigError: if batch_size or seed is out of range, or augment is no function or its
@@ -99,6 +110,7 @@ class ArrayBatches:
         augment: AugmentFn | None = None,
         shuffle: bool = True,
         num_classes: int | None = None,
+        resident: bool | None = None,
     ) -> None:
         check_images_and_labels(images, labels, num_classes=num_classes)
         self.num_examples = len(images)
@@ -115,16 +127,24 @@ class ArrayBatches:
                 "augment must be a function of (images, seed), such as make_augment returns, "
                 f"not {augment!r}"
             )
-        self._augment = augment
+        if resident not in (None, False, True):
+            raise ConfigError(f"resident must be True, False or None, not {resident!r}")
+        self.resident = images.nbytes <= _MOST_RESIDENT_BYTES if resident is None else resident
+        self.augment = augment
         self._shuffle = shuffle
         prepare_gpus()
         # On the host even where there is a GPU: tf.data runs there.
         with tf.device("CPU"):
             self._images = tf.constant(images)
             self._labels = tf.constant(labels, tf.int32)
+            self.element_spec = (
+                tf.TensorSpec([self.batch_size, *images.shape[1:]], tf.uint8),
+                tf.TensorSpec([self.batch_size], tf.int32),
+            )
             if augment is not None:
                 # Tried at once: from within tf.data its errors come late, as a StagingError.
-                self.batch_at(0)
+                self.element_spec = tuple(map(tf.TensorSpec.from_tensor, self._draw_at(0)))
+        self._on_device: tuple[Any, Any] | None = None
 
     def dataset(self, first_step: int = 0, last_step: int | None = None) -> Any:
         """Batches first_step..last_step-1 of the run.
@@ -148,8 +168,8 @@ class ArrayBatches:
         batches = batches.map(self._epoch_indices).prefetch(1).unbatch()
         batches = batches.skip(skipped).take(end - first_step)
         # The order is kept either way; augmenting uses both the cores of a small machine.
-        calls = 2 if self._augment else None
-        batches = batches.map(self._batch, num_parallel_calls=calls).prefetch(_PREFETCH)
+        calls = 2 if self.augment else None
+        batches = batches.map(self._host_batch, num_parallel_calls=calls).prefetch(_PREFETCH)
         return batches.with_options(_options())
 
     def batch_at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -164,11 +184,45 @@ class ArrayBatches:
         Raises:
           ConfigError: if step is negative.
         """
-        step = check_int("step", step, minimum=0)
+        images, labels = self._draw_at(check_int("step", step, minimum=0))
+        return images.numpy(), labels.numpy()
+
+    def order(self, epoch: int) -> Any:
+        """The examples that each step of an epoch takes.
+
+        Args:
+          epoch: which, 0 for the first.
+
+        Returns:
+          Indices [steps_per_epoch, B] int32.
+
+        Raises:
+          ConfigError: if epoch is negative.
+        """
+        with tf.device("CPU"):
+            return self._epoch_indices(check_int("epoch", epoch, minimum=0))[1]
+
+    def draw(self, order: Any, step: Any) -> tuple[Any, Any]:
+        """Draws a batch of an epoch, within a compiled function and on the device it runs on.
+
+        Args:
+          order: what `order` returned for the epoch of the step.
+          step: scalar int64, of the run.
+
+        Returns:
+          images [B, H, W, C] uint8 and labels [B] int32, as `dataset` has them.
+        """
+        if self._on_device is None:
+            self._on_device = (self._images, self._labels)
+            if has_gpu():
+                with tf.init_scope(), tf.device("GPU:0"):
+                    self._on_device = (tf.identity(self._images), tf.identity(self._labels))
+        return self._batch(step, order[step % self.steps_per_epoch], *self._on_device)
+
+    def _draw_at(self, step: int) -> tuple[Any, Any]:
         epoch, position = divmod(step, self.steps_per_epoch)
         steps, indices = self._epoch_indices(epoch)
-        images, labels = self._batch(steps[position], indices[position])
-        return images.numpy(), labels.numpy()
+        return self._batch(steps[position], indices[position], self._images, self._labels)
 
     def _epoch_indices(self, epoch: Any) -> tuple[Any, Any]:
         """The steps [S] int64 of an epoch and their examples [S, B] int32."""
@@ -181,11 +235,13 @@ class ArrayBatches:
         first = tf.cast(epoch, tf.int64) * self.steps_per_epoch
         return first + tf.range(self.steps_per_epoch, dtype=tf.int64), indices
 
-    def _batch(self, step: Any, indices: Any) -> tuple[Any, Any]:
-        images = tf.gather(self._images, indices)
-        labels = tf.gather(self._labels, indices)
-        if self._augment is not None:
-            images = self._augment(images, tf.stack([tf.constant(self.seed, tf.int64), step]))
+    def _host_batch(self, step: Any, indices: Any) -> tuple[Any, Any]:
+        return self._batch(step, indices, self._images, self._labels)
+
+    def _batch(self, step: Any, indices: Any, images: Any, labels: Any) -> tuple[Any, Any]:
+        images, labels = tf.gather(images, indices), tf.gather(labels, indices)
+        if self.augment is not None:
+            images = self.augment(images, tf.stack([tf.constant(self.seed, tf.int64), step]))
         return images, labels
 
 

@@ -43,6 +43,7 @@ from cifarflow.training.checkpoints import Checkpoints
 from cifarflow.training.clock import Clock
 from cifarflow.training.history import History
 from cifarflow.training.hooks import EventSchedule, Every, Hook, LoopState, Metrics, epochs_to_steps
+from cifarflow.training.runner import StepRunner
 from cifarflow.training.signals import noted_signals
 from cifarflow.training.step import LossFn, Sums, make_eval_step, make_train_step
 
@@ -110,30 +111,6 @@ class _Total(NamedTuple):
         return Metrics(self.loss / self.examples, self.correct / self.examples)
 
 
-def make_run_steps(train_step: Any) -> Any:
-    """Compiles many steps into one call.
-
-    Args:
-      train_step: a `tf.function` as `make_train_step` returns.
-
-    Returns:
-      A `tf.function` of (iterator over batches, number of steps as a scalar tensor) that returns
-      the `Sums` over all their examples, in float64.  Traced once: the number is a tensor.
-    """
-
-    @tf.function
-    def run_steps(iterator: Any, num_steps: Any) -> Sums:
-        # In 64 bits, so that the sums do not depend on how many steps share a call.
-        sums = [tf.zeros([], tf.float64)] * 3
-        for _ in tf.range(num_steps):
-            images, labels = next(iterator)
-            step_sums = train_step(images, labels)
-            sums = [a + tf.cast(b, tf.float64) for a, b in zip(sums, step_sums, strict=True)]
-        return Sums(*sums)
-
-    return run_steps
-
-
 def make_evaluate(model: Any, eval_step: Any) -> Any:
     """Compiles an evaluation of a whole dataset into one call.
 
@@ -162,7 +139,7 @@ def make_evaluate(model: Any, eval_step: Any) -> Any:
         iterator = iter(dataset)
         if not compiled:
             compiled.append(run_all.get_concrete_function(iterator))
-        with _explained(model):
+        with explained(model):
             total = _Total().plus(compiled[0](iterator))
         if not total.examples:
             raise ConfigError("the data to evaluate on is empty: give at least one example")
@@ -184,6 +161,7 @@ def train(
     hooks: Sequence[Hook] = (),
     loss_fn: LossFn | None = None,
     jit_compile: bool = False,
+    fused: bool = True,
     history: History | None = None,
     checkpoints: Checkpoints | None = None,
     checkpoint_every: Every | None = None,
@@ -205,6 +183,7 @@ def train(
       hooks: what else to run, and when.
       loss_fn: function of (labels, outputs) that returns losses [B]; cross-entropy by default.
       jit_compile: whether XLA compiles the steps.
+      fused: whether the model trains by fused kernels, see `make_train_step`.
       history: where to log; a new one in memory by default.
       checkpoints: where to keep the state; None keeps none.
       checkpoint_every: when to save it, every epoch by default; always at the end.
@@ -236,12 +215,7 @@ def train(
         checkpoint_every=(checkpoint_every, *every),
         **{f"hooks[{i}]": (hook, Hook, "a Hook") for i, hook in enumerate(hooks)},
     )
-    if isinstance(batches, tf.data.Dataset):
-        batches = DatasetBatches(batches)
-    if not hasattr(batches, "steps_per_epoch"):
-        raise ConfigError(
-            f"batches must be ArrayBatches or a tf.data.Dataset of batches, not {batches!r:.80}"
-        )
+    batches = as_batches(batches)
     prepare_gpus()
     steps = _total_steps(epochs, total_steps, batches.steps_per_epoch)
     if validation is None and any(hook.needs_validation for hook in hooks):
@@ -252,9 +226,11 @@ def train(
             "go on with it by resume=True, or give another folder"
         )
     history = history if history is not None else History()
-    train_step = make_train_step(model, optimizer, loss_fn=loss_fn, jit_compile=jit_compile)
+    train_step = make_train_step(
+        model, optimizer, loss_fn=loss_fn, jit_compile=jit_compile, fused=fused
+    )
     eval_step = make_eval_step(model, loss_fn=loss_fn, jit_compile=jit_compile)
-    run_steps, evaluate = make_run_steps(train_step), make_evaluate(model, eval_step)
+    evaluate = make_evaluate(model, eval_step)
     state = LoopState(model, optimizer, history, 0, batches.steps_per_epoch, steps)
     books = _Books(state, checkpoints, hooks)
 
@@ -273,19 +249,22 @@ def train(
     if resume and checkpoints is not None:
         books.restore()
 
-    dataset = batches.dataset(state.step, steps)
-    for data in [dataset] + ([validation] if validation is not None else []):
-        _check_fits(model, data)
-    iterator, schedule, clock = iter(dataset), EventSchedule(events, state), books.clock
+    runner = StepRunner(
+        train_step, batches, first_step=state.step, last_step=steps, jit_compile=jit_compile
+    )
+    check_fits(model, runner.element_spec)
+    if validation is not None:
+        check_fits(model, validation.element_spec)
+    schedule, clock = EventSchedule(events, state), books.clock
     with clock.compiling():
         # Traced here and never again: a concrete function cannot be.
-        run_steps = run_steps.get_concrete_function(iterator, tf.TensorSpec([], tf.int64))
+        runner.compile()
     with noted_signals() as interrupted:
         while state.step < steps and not state.stop_reason:
             count = min(schedule.next_step() - state.step, clock.steps_in(_SECONDS_A_CALL))
-            with clock.measure(count), _explained(model):
+            with clock.measure(count), explained(model):
                 # Reading the sums waits until the device has finished.
-                total = _Total().plus(run_steps(iterator, tf.constant(count, tf.int64)))
+                total = _Total().plus(runner.run(count))
                 clock.add_images(total.examples)
             if not math.isfinite(total.loss):
                 raise NonFiniteError(
@@ -414,9 +393,29 @@ def _total_steps(epochs: float | None, total_steps: int | None, steps_per_epoch:
     return epochs_to_steps(epochs, steps_per_epoch=steps_per_epoch)
 
 
-def _check_fits(model: Any, dataset: Any) -> None:
-    """Says in one line what Keras would say in a traceback through the compiler."""
-    images, labels = dataset.element_spec
+def as_batches(batches: Any) -> Batches:
+    """Returns the batches, a `tf.data.Dataset` as `DatasetBatches`.
+
+    Raises:
+      ConfigError: if they are neither.
+      DataError: if the dataset holds no batches.
+    """
+    if isinstance(batches, tf.data.Dataset):
+        return DatasetBatches(batches)
+    if not hasattr(batches, "steps_per_epoch"):
+        raise ConfigError(
+            f"batches must be ArrayBatches or a tf.data.Dataset of batches, not {batches!r:.80}"
+        )
+    return batches
+
+
+def check_fits(model: Any, element_spec: Any) -> None:
+    """Says in one line what Keras would say in a traceback through the compiler.
+
+    Raises:
+      DataError: if images or labels of such `tf.TensorSpec` do not fit the model.
+    """
+    images, labels = element_spec
     wanted = tf.TensorShape(model.input_shape)
     if not wanted.is_compatible_with(images.shape):
         raise DataError(
@@ -432,8 +431,12 @@ def _check_fits(model: Any, dataset: Any) -> None:
 
 
 @contextlib.contextmanager
-def _explained(model: Any) -> Iterator[None]:
-    """Says in one line what TensorFlow says of a label that the model has no output for."""
+def explained(model: Any) -> Iterator[None]:
+    """Says in one line what TensorFlow says of a label that the model has no output for.
+
+    Raises:
+      DataError: in place of TensorFlow's error.
+    """
     try:
         yield
     except tf.errors.InvalidArgumentError as error:

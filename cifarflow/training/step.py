@@ -18,6 +18,7 @@ import keras
 import tensorflow as tf
 
 from cifarflow.errors import ConfigError, check_float
+from cifarflow.models.fusion import fuse
 
 LossFn = Callable[[Any, Any], Any]
 
@@ -93,6 +94,7 @@ def make_train_step(
     *,
     loss_fn: LossFn | None = None,
     jit_compile: bool = False,
+    fused: bool = True,
 ) -> Any:
     """Compiles one step of training.
 
@@ -107,6 +109,8 @@ def make_train_step(
       loss_fn: function of (labels, outputs) that returns losses [B]; by default cross-entropy, of
         logits or, if the model ends in a softmax, of probabilities.
       jit_compile: whether XLA compiles the step.
+      fused: whether the model runs by fused kernels, see `cifarflow.models.fusion`; False calls
+        the model itself, layer by layer as Keras has them.
 
     Returns:
       A `tf.function` of (images [B, H, W, C], labels [B] or [B, num_classes]) that updates the
@@ -129,11 +133,12 @@ def make_train_step(
     if not optimizer.built:
         optimizer.build(variables)
     losses_fn = loss_fn or default_loss(model)
+    forward = fuse(model) if fused else lambda images: model(images, training=True)
 
     @tf.function(jit_compile=jit_compile)
     def train_step(images: Any, labels: Any) -> Sums:
         with tf.GradientTape() as tape:
-            outputs = model(images, training=True)
+            outputs = forward(images)
             loss = tf.reduce_mean(losses_fn(labels, outputs))
             if model.losses:
                 loss += tf.add_n([tf.cast(extra, tf.float32) for extra in model.losses])

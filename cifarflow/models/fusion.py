@@ -1,0 +1,369 @@
+"""A Keras model's training pass by faster kernels: the same mathematics, the same variables.
+
+    forward = fuse(model)
+    outputs = forward(images)  # as model(images, training=True)
+
+The model stays as it is: plain Keras layers, plain files.  What changes is which kernels a
+training step is made of, layer by layer, where the layers are known and it pays:
+
+- BatchNormalization: one fused kernel forward and one back in place of some fifteen passes over
+  the activations, and no copy of them in float32 under mixed precision.
+- Dropout: a random byte an element (two where the rate asks for it) in place of a float.
+- An activation followed by max pooling: pooled first, so that the activation and its gradient see
+  a quarter of the elements.  For activations that never fall the two orders give equal outputs.
+- GELU and SiLU: one pass forward and one back, compiled by XLA, in place of a dozen.
+- The gradient of a convolution's filters, bfloat16 on a CPU: as a convolution of its own where the
+  kernel made for it is slow, which it is on small images.  Where the activations are large it goes
+  before the gradient of the images, not beside it, so that the two do not fight for the cache.
+
+Anything else runs as Keras runs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from cifarflow.device import has_gpu
+
+# max(f(x)) = f(max(x)) for these: they never fall.
+_RISING = frozenset(
+    keras.activations.get(name)
+    for name in ("relu", "relu6", "leaky_relu", "elu", "selu", "sigmoid", "softplus", "tanh")
+)
+
+
+def fuse(model: Any) -> Callable[[Any], Any]:
+    """Returns the model's training pass, by fused kernels where there are some.
+
+    Args:
+      model: a Keras model.  Functional and sequential ones are looked into; any other runs as
+        it is.
+
+    Returns:
+      A function of the model's inputs that returns what `model(inputs, training=True)` would, up
+      to rounding and to which elements dropout draws, and updates the same variables.
+    """
+    graph: Any = getattr(model, "_functional", model)
+    if not hasattr(graph, "_nodes_by_depth") or len(graph.inputs) != 1 or _has_side_effects(model):
+        return lambda images: model(images, training=True)
+    nodes_by_depth = graph._nodes_by_depth
+    nodes = [
+        node
+        for depth in sorted(nodes_by_depth, reverse=True)
+        for node in nodes_by_depth[depth]
+        if not node.is_input
+    ]
+    kernels = _choose_kernels(nodes, graph.outputs)
+
+    # Plain Python that runs once, while tracing: there is nothing in it for AutoGraph.
+    @tf.autograph.experimental.do_not_convert
+    def forward(images: Any) -> Any:
+        (given,) = graph.inputs
+        values = {id(given): tf.cast(images, given.dtype)}
+        for node, kernel in zip(nodes, kernels, strict=True):
+            args, kwargs = node.arguments.fill_in(values)
+            # Keras's layers open a scope of their own; a trace knows a layer by its scope.
+            own_scope = kernel is node.operation
+            with contextlib.nullcontext() if own_scope else tf.name_scope(node.operation.name):
+                outputs = kernel(*args, **kwargs)
+            values.update(
+                (id(key), value)
+                for key, value in zip(node.outputs, tf.nest.flatten(outputs), strict=True)
+            )
+        return tf.nest.pack_sequence_as(
+            graph._outputs_struct, [values[id(output)] for output in graph.outputs]
+        )
+
+    return forward
+
+
+def _has_side_effects(model: Any) -> bool:
+    """Whether a layer does more than return its outputs, which only Keras's own call minds."""
+    return any(
+        getattr(layer, "activity_regularizer", None) is not None
+        or isinstance(layer, (keras.layers.Masking, keras.layers.Embedding))
+        for layer in model._flatten_layers()
+    )
+
+
+def _choose_kernels(nodes: list[Any], outputs: list[Any]) -> list[Callable[..., Any]]:
+    """A function for each node, in place of calling its operation."""
+    readers = Counter(id(tensor) for node in nodes for tensor in node.input_tensors)
+    readers.update(id(tensor) for tensor in outputs)
+    made_by = {id(tensor): index for index, node in enumerate(nodes) for tensor in node.outputs}
+    kernels: list[Callable[..., Any]] = [_kernel_of(node.operation) for node in nodes]
+    for index, node in enumerate(nodes):
+        if type(node.operation) is not keras.layers.MaxPooling2D:
+            continue
+        (tensor,) = node.input_tensors
+        before = made_by.get(id(tensor))
+        if before is None or readers[id(tensor)] != 1:
+            continue
+        layer = nodes[before].operation
+        activation = _activation_of(layer)
+        if activation in _RISING:
+            kernels[before] = _without_activation(layer)
+            kernels[index] = _activated_after(node.operation, activation)
+    return kernels
+
+
+def _kernel_of(layer: Any) -> Any:
+    """The fastest equal of calling this layer in training mode."""
+    if _is_plain_batch_norm(layer):
+        return _batch_norm(layer)
+    if _is_plain_dropout(layer):
+        return _dropout(layer)
+    if _is_plain_convolution(layer):
+        activation = _XLA_ACTIVATIONS.get(layer.activation, layer.activation)
+        convolve = _without_activation(layer)
+        return lambda inputs: activation(convolve(inputs))
+    if type(layer) is keras.layers.Activation and layer.activation in _XLA_ACTIVATIONS:
+        activation = _XLA_ACTIVATIONS[layer.activation]
+        return lambda inputs: activation(tf.cast(inputs, layer.compute_dtype))
+    if isinstance(layer, keras.layers.Layer) and getattr(layer, "_call_has_training_arg", False):
+        return lambda *args, **kwargs: layer(*args, **{**kwargs, "training": True})
+    return layer
+
+
+def _is_plain_batch_norm(layer: Any) -> bool:
+    return (
+        type(layer) is keras.layers.BatchNormalization
+        and layer.axis in (-1, 3)
+        and layer.input_spec.ndim == 4
+        and not (layer.renorm or layer.synchronized)
+        # What the fused kernel knows.
+        and layer.variable_dtype == "float32"
+        and layer.compute_dtype in ("float32", "bfloat16", "float16")
+        # A frozen one takes its running statistics in training too.
+        and layer.trainable
+    )
+
+
+def _is_plain_dropout(layer: Any) -> bool:
+    return (
+        type(layer) is keras.layers.Dropout
+        and layer.noise_shape is None
+        and 0 < layer.rate <= 1 - 2**-16
+    )
+
+
+def _is_plain_convolution(layer: Any) -> bool:
+    return (
+        type(layer) is keras.layers.Conv2D
+        and layer.groups == 1
+        and layer.dilation_rate == (1, 1)
+        and layer.data_format == "channels_last"
+        and not layer.lora_enabled
+        and getattr(layer, "quantization_mode", None) is None
+    )
+
+
+def _batch_norm(layer: Any) -> Callable[[Any], Any]:
+    def normalise(inputs: Any, mask: Any = None) -> Any:
+        if mask is not None:
+            return layer(inputs, training=True, mask=mask)
+        inputs = tf.cast(inputs, layer.compute_dtype)
+        channels = inputs.shape[-1]
+        empty = tf.zeros([0])
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=inputs,
+            scale=layer.gamma.value if layer.scale else tf.ones([channels]),
+            offset=layer.beta.value if layer.center else tf.zeros([channels]),
+            mean=empty,
+            variance=empty,
+            epsilon=layer.epsilon,
+            is_training=True,
+        )
+        # The kernel returns the unbiased variance, for which it divides by n - 1; Keras keeps
+        # the biased one.
+        count = tf.cast(tf.size(inputs) // channels, tf.float32)
+        variance *= tf.maximum(count - 1, 1) / count
+        for running, new in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
+            running.assign(running * layer.momentum + new * (1 - layer.momentum))
+        return outputs
+
+    return normalise
+
+
+def _dropout(layer: Any) -> Callable[[Any], Any]:
+    levels = 256 if (layer.rate * 256).is_integer() else 65536
+    dropped = round(layer.rate * levels)
+    scale = levels / (levels - dropped)
+
+    def drop(inputs: Any, **_: Any) -> Any:
+        inputs = tf.cast(inputs, layer.compute_dtype)
+        draws = _random_integers(inputs, layer.seed_generator.next(), levels)
+        kept = tf.cast(draws >= tf.cast(dropped, draws.dtype), inputs.dtype)
+        return inputs * (kept * tf.cast(scale, inputs.dtype))
+
+    return drop
+
+
+def _random_integers(like: Any, seed: Any, levels: int) -> Any:
+    """Integers 0..levels-1 of the shape of `like`; levels is 256 or 65536."""
+    dtype = tf.uint8 if levels == 256 else tf.uint16
+    a_word = 4 // dtype.size
+    words = tf.random.stateless_uniform(
+        [-(-tf.size(like) // a_word)],
+        tf.cast(seed, tf.int64),
+        minval=None,
+        maxval=None,
+        dtype=tf.uint32,
+        alg="philox",
+    )
+    draws = tf.reshape(tf.bitcast(words, dtype), [-1])
+    if like.shape[1:].num_elements() % a_word:
+        draws = draws[: tf.size(like)]
+    return tf.reshape(draws, tf.shape(like))
+
+
+def _activation_of(layer: Any) -> Any:
+    """The activation that a layer ends in, if the layer can do without; None if there is none."""
+    if type(layer) is keras.layers.Activation or _is_plain_convolution(layer):
+        return layer.activation
+    if type(layer) is keras.layers.ReLU and not (layer.negative_slope or layer.threshold):
+        return keras.activations.relu if layer.max_value is None else None
+    return None
+
+
+def _without_activation(layer: Any) -> Callable[[Any], Any]:
+    if type(layer) is not keras.layers.Conv2D:
+        return lambda inputs: tf.cast(inputs, layer.compute_dtype)
+    padding = layer.padding.upper()
+    own_gradient = layer.compute_dtype == "bfloat16" and layer.strides == (1, 1) and not has_gpu()
+
+    def convolve(inputs: Any) -> Any:
+        dtype = layer.compute_dtype
+        inputs, kernel = tf.cast(inputs, dtype), tf.cast(layer.kernel.value, dtype)
+        if own_gradient and inputs.shape[1:3].is_fully_defined() and inputs.shape[0]:
+            outputs = _convolve(inputs, kernel, padding)
+        else:
+            outputs = tf.nn.conv2d(inputs, kernel, layer.strides, padding)
+        if layer.use_bias:
+            outputs = tf.nn.bias_add(outputs, tf.cast(layer.bias.value, dtype))
+        return outputs
+
+    return convolve
+
+
+# Activations of so many elements do not stay in the caches of a processor's core.
+_LARGE = 2**20
+
+
+def _convolve(images: Any, kernel: Any, padding: str) -> Any:
+    """`tf.nn.conv2d` with stride 1, its gradients by other kernels or in another order.
+
+    The gradient of the filter at (i, j) sums images[b, y + i, x + j, c] * upstream[b, y, x, f]
+    over b, y and x.  That is a convolution of the images by the upstream gradient, with batch and
+    channels changed over.
+    """
+    as_convolution = _is_slow_gradient(images.shape, kernel.shape, padding)
+    in_order = images.shape.num_elements() >= _LARGE
+    if not as_convolution and not in_order:
+        return tf.nn.conv2d(images, kernel, 1, padding)
+
+    @tf.custom_gradient
+    def convolve(images: Any, kernel: Any) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
+        def gradient(upstream: Any) -> tuple[Any, Any]:
+            if as_convolution:
+                of_kernel = _kernel_gradient(images, kernel, upstream, padding)
+            else:
+                of_kernel = tf.raw_ops.Conv2DBackpropFilter(
+                    input=images,
+                    filter_sizes=kernel.shape,
+                    out_backprop=upstream,
+                    strides=[1, 1, 1, 1],
+                    padding=padding,
+                )
+            with tf.control_dependencies([of_kernel] if in_order else []):
+                of_images = tf.nn.conv2d_transpose(upstream, kernel, images.shape, 1, padding)
+            return of_images, of_kernel
+
+        return tf.nn.conv2d(images, kernel, 1, padding), gradient
+
+    return convolve(images, kernel)
+
+
+def _is_slow_gradient(images: Any, kernel: Any, padding: str) -> bool:
+    """Whether oneDNN's own bfloat16 gradient of the filters is the slower one here.
+
+    Measured on two cores of an AMD EPYC (Zen 4, AVX512_BF16): square images of 3 to 32 pixels, 16
+    to 256 channels, batches of 32 to 512.  Of 3x3 images with 256 channels, in a batch of 512, its
+    own kernel took 3.3 times as long; at 14x14, 5x5 filters and batch 32, 1.15 to 1.4 times.
+    """
+    batch, height, width, channels = images
+    if padding == "VALID":
+        height, width = height - kernel[0] + 1, width - kernel[1] + 1
+    side = max(height, width)
+    return bool(channels >= 64 and (side <= 10 or side * side * batch <= 8192))
+
+
+def _kernel_gradient(images: Any, kernel: Any, upstream: Any, padding: str) -> Any:
+    pads = [(side - 1 if padding == "SAME" else 0) for side in kernel.shape[:2]]
+    around = [[0, 0], *([pad // 2, pad - pad // 2] for pad in pads), [0, 0]]
+    as_filter = tf.transpose(upstream, [1, 2, 0, 3])
+    found = tf.nn.conv2d(tf.transpose(images, [3, 1, 2, 0]), as_filter, 1, around)
+    return tf.transpose(found, [1, 2, 0, 3])
+
+
+def _activated_after(pool: Any, activation: Any) -> Callable[[Any], Any]:
+    return lambda inputs: activation(pool(inputs))
+
+
+def _by_xla(function: Callable[[Any], Any], slope: Callable[[Any], Any]) -> Any:
+    """An elementwise function of one pass forward and one back, computed in float32.
+
+    Args:
+      function: of a float32 tensor.
+      slope: its derivative, of the same.
+    """
+
+    @tf.function(jit_compile=True, autograph=False)
+    def values(x: Any) -> Any:
+        return tf.cast(function(tf.cast(x, tf.float32)), x.dtype)
+
+    @tf.function(jit_compile=True, autograph=False)
+    def gradients(x: Any, upstream: Any) -> Any:
+        return tf.cast(slope(tf.cast(x, tf.float32)) * tf.cast(upstream, tf.float32), x.dtype)
+
+    @tf.custom_gradient
+    def activation(x: Any) -> tuple[Any, Callable[[Any], Any]]:
+        return values(x), lambda upstream: gradients(x, upstream)
+
+    return activation
+
+
+def _normal_cdf(x: Any) -> Any:
+    # Its error stays under 1e-7, float32's own; far to the left, where the value is smaller than
+    # that, only a complementary erf would do better, at twice the time.
+    return 0.5 * (1 + tf.math.erf(x * math.sqrt(0.5)))
+
+
+def _gelu(x: Any) -> Any:
+    return x * _normal_cdf(x)
+
+
+def _gelu_slope(x: Any) -> Any:
+    return _normal_cdf(x) + x * tf.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+
+
+def _silu(x: Any) -> Any:
+    return x * tf.sigmoid(x)
+
+
+def _silu_slope(x: Any) -> Any:
+    share = tf.sigmoid(x)
+    return share * (1 + x * (1 - share))
+
+
+_XLA_ACTIVATIONS = {
+    keras.activations.gelu: _by_xla(_gelu, _gelu_slope),
+    keras.activations.silu: _by_xla(_silu, _silu_slope),
+}

@@ -1,0 +1,362 @@
+"""The fused training pass is Keras's own up to rounding: outputs, gradients, statistics."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cifarflow.models import fusion
+from cifarflow.models.cnn import cnn, final
+from cifarflow.models.fusion import fuse
+from cifarflow.models.mlp import mlp
+from cifarflow.models.resnet import resnet
+from cifarflow.models.speednet import speednet
+from cifarflow.optimizers.sgd import SGD
+from cifarflow.training.step import make_train_step
+
+L = keras.layers
+
+
+def images_of(shape=tiny.SHAPE, count=16, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def passes(model, images, fused):
+    """Outputs, gradients and the variables afterwards of one training pass, from the same start."""
+    start = tiny.weights(model)
+    forward = fuse(model) if fused else lambda x: model(x, training=True)
+
+    @tf.function
+    def run(images):
+        with tf.GradientTape() as tape:
+            outputs = forward(images)
+            # A loss that tells every output apart.
+            wave = tf.sin(tf.range(tf.size(outputs), dtype=tf.float32))
+            loss = tf.reduce_sum(tf.cast(outputs, tf.float32) * tf.reshape(wave, tf.shape(outputs)))
+        return outputs, tape.gradient(loss, model.trainable_variables)
+
+    outputs, gradients = run(tf.constant(images))
+    gradients = [tf.convert_to_tensor(g).numpy() for g in gradients]
+    after = tiny.weights(model)
+    for variable, value in zip(model.variables, start, strict=True):
+        variable.assign(value)
+    return tf.cast(outputs, tf.float32).numpy(), gradients, after
+
+
+def assert_same(model, images, tolerance=1e-4):
+    plain, fused = (passes(model, images, fused) for fused in (False, True))
+    names = [variable.path for variable in model.trainable_variables]
+    scale = max(np.abs(g).max() for g in plain[1])
+    np.testing.assert_allclose(fused[0], plain[0], rtol=tolerance, atol=tolerance)
+    for name, a, b in zip(names, fused[1], plain[1], strict=True):
+        # Relative to the largest of all: a bias before batch norm has a gradient of rounding only.
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=name)
+    for variable, a, b in zip(model.variables, fused[2], plain[2], strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=variable.path)
+
+
+def model_of(*layers, shape=tiny.SHAPE, policy="float32"):
+    """The layers one after another, then a dense one, so that every path has a gradient."""
+    inputs = keras.Input(shape)
+    x = L.Rescaling(1 / 64, -2, dtype=policy)(inputs)
+    for layer in layers:
+        x = layer(x)
+    outputs = L.Dense(3, dtype=policy)(L.Flatten(dtype=policy)(x))
+    return keras.Model(inputs, outputs)
+
+
+MODELS = {
+    "mlp": lambda **k: mlp(image_shape=tiny.SHAPE, units=(8, 4), **k),
+    "cnn": lambda **k: cnn(image_shape=(16, 16, 3), filters=(4, 6), kernel_size=3, **k),
+    "batchnorm": lambda **k: cnn(
+        image_shape=(16, 16, 3), filters=(4, 6), kernel_size=3, batch_norm_momentum=0.7, **k
+    ),
+    "final": lambda **k: final(
+        image_shape=(16, 16, 3), filters=(4, 6), kernel_size=3, dropout=0.0, **k
+    ),
+    "resnet": lambda **k: resnet(image_shape=tiny.SHAPE, depth=10, widths=(4, 6), **k),
+    "speednet": lambda **k: speednet(widths=(8, 8, 8), **k),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_models_train_as_keras_would_train_them(name):
+    model = MODELS[name](seed=3)
+    assert_same(model, images_of(model.input_shape[1:]))
+
+
+@pytest.mark.parametrize("name", ["batchnorm", "speednet"])
+def test_half_precision_is_as_near_as_half_precision_gets(name):
+    reference = MODELS[name](seed=3)
+    images = images_of(reference.input_shape[1:])
+    exact = passes(reference, images, fused=False)
+    errors = []
+    model = MODELS[name](seed=3, dtype_policy="mixed_bfloat16")
+    for fused in (False, True):
+        found = passes(model, images, fused)
+        pairs = zip([found[0], *found[1]], [exact[0], *exact[1]], strict=True)
+        errors.append(math.sqrt(sum(float(np.sum((a - b) ** 2)) for a, b in pairs)))
+    # The fused pass rounds less often than Keras's, never much more.
+    assert errors[1] < 1.2 * errors[0]
+    assert found[0].dtype == np.float32
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    scale=st.booleans(),
+    center=st.booleans(),
+    momentum=st.floats(0, 0.99),
+    epsilon=st.sampled_from([1e-12, 1e-5, 1e-3, 0.1]),
+    count=st.integers(2, 9),
+)
+def test_batch_norm(scale, center, momentum, epsilon, count):
+    layer = L.BatchNormalization(scale=scale, center=center, momentum=momentum, epsilon=epsilon)
+    model = model_of(L.Conv2D(4, 3), layer)
+    if scale:
+        layer.gamma.assign([-1.5, 0.0, 0.5, 2.0])
+    assert_same(model, images_of(count=count), 3e-4)
+
+
+@pytest.mark.parametrize("axis", [-1, 3, 1])
+@pytest.mark.parametrize("trainable", [True, False])
+def test_batch_norm_that_is_frozen_or_over_another_axis(axis, trainable):
+    layer = L.BatchNormalization(axis=axis, trainable=trainable)
+    assert_same(model_of(L.Conv2D(4, 3), layer), images_of())
+
+
+def test_batch_norm_of_vectors_is_left_to_keras():
+    assert_same(model_of(L.Flatten(), L.Dense(5), L.BatchNormalization()), images_of(), 3e-4)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    ["relu", "relu6", "leaky_relu", "elu", "selu", "sigmoid", "softplus", "tanh", "gelu", "silu"],
+)
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_an_activation_before_a_pool(activation, inside, padding):
+    layers = [L.Conv2D(5, 3, activation=activation if inside else None)]
+    if not inside:
+        layers.append(L.Activation(activation))
+    assert_same(model_of(*layers, L.MaxPooling2D(2, padding=padding)), images_of(), 3e-4)
+
+
+def test_only_rising_activations_change_places_with_a_pool():
+    def pooled_first(activation):
+        model = model_of(L.Conv2D(2, 3), L.Activation(activation), L.MaxPooling2D(2))
+        function = tf.function(fuse(model)).get_concrete_function(
+            tf.TensorSpec([4, *tiny.SHAPE], tf.uint8)
+        )
+        text = str(function.graph.as_graph_def())
+        return text.index('"MaxPool"') < text.index(f'"{activation.capitalize()}"')
+
+    assert pooled_first("relu")
+    assert not pooled_first("cos") if hasattr(keras.activations, "cos") else True
+    # Below its minimum at -1.28 silu rises as x falls: the other order would be another function.
+    lowest = keras.activations.silu(tf.constant([-5.0, -1.3]))
+    assert lowest[0] > lowest[1]
+    assert keras.activations.silu not in fusion._RISING
+    assert keras.activations.gelu not in fusion._RISING
+
+
+def test_an_activation_that_is_read_twice_stays_where_it_is():
+    inputs = keras.Input(tiny.SHAPE)
+    x = L.Conv2D(4, 3, activation="relu")(L.Rescaling(1 / 64, -2)(inputs))
+    both = [L.Flatten()(L.MaxPooling2D(2)(x)), L.Flatten()(x)]
+    assert_same(keras.Model(inputs, L.Dense(3)(L.Concatenate()(both))), images_of())
+
+
+def test_relu_layers_before_a_pool():
+    for layer in (L.ReLU(), L.ReLU(max_value=1.0), L.ReLU(negative_slope=0.1)):
+        assert_same(model_of(L.Conv2D(4, 3), layer, L.MaxPooling2D(2)), images_of())
+
+
+@pytest.mark.parametrize("options", [{"strides": 2}, {"groups": 2}, {"dilation_rate": 2}])
+def test_convolutions_of_all_kinds(options):
+    model = model_of(L.Conv2D(4, 3), L.Conv2D(4, 3, activation="relu", **options))
+    assert_same(model, images_of())
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("size", [(3, 3), (2, 3), (4, 4), (5, 1)])
+@pytest.mark.parametrize("large", [False, True])
+def test_the_gradient_of_filters_as_a_convolution(padding, size, large, monkeypatch):
+    # Compared in float32, where both are exact.
+    monkeypatch.setattr(fusion, "_LARGE", 1 if large else 2**40)
+    rng = np.random.default_rng(0)
+    images = tf.constant(rng.normal(size=(4, 7, 6, 64)), tf.float32)
+    kernel = tf.constant(rng.normal(size=(*size, 64, 5)), tf.float32)
+    assert fusion._is_slow_gradient(images.shape, kernel.shape, padding.upper())
+    results = []
+    for function in (fusion._convolve, lambda x, k, p: tf.nn.conv2d(x, k, 1, p)):
+        with tf.GradientTape() as tape:
+            tape.watch([images, kernel])
+            outputs = function(images, kernel, padding.upper())
+            loss = tf.reduce_sum(
+                outputs
+                * tf.sin(tf.reshape(tf.range(tf.size(outputs), dtype=tf.float32), outputs.shape))
+            )
+        results.append([outputs, *tape.gradient(loss, [images, kernel])])
+    for own, plain in zip(*results, strict=True):
+        np.testing.assert_allclose(own, plain, rtol=1e-4, atol=1e-3)
+
+
+def test_a_slow_gradient_is_taken_for_one_in_bfloat16_only():
+    def convolutions(policy):
+        model = model_of(
+            L.Conv2D(64, 1, dtype=policy), L.Conv2D(64, 3, dtype=policy), policy=policy
+        )
+        forward = fuse(model)
+
+        @tf.function
+        def gradients(images):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(forward(images))
+            return tape.gradient(loss, model.trainable_variables)
+
+        graph = gradients.get_concrete_function(tf.TensorSpec([4, *tiny.SHAPE], tf.uint8)).graph
+        return [op.type for op in graph.get_operations()].count("Conv2DBackpropFilter")
+
+    assert convolutions("float32") == 2
+    assert convolutions("mixed_bfloat16") == 1
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.5, 0.3, 1 / 3, 0.999, 1e-4])
+def test_dropout_drops_so_many_and_keeps_the_mean(rate):
+    layer = L.Dropout(rate, seed=1)
+    inputs = keras.Input((100, 30, 7))
+    forward = tf.function(fuse(keras.Model(inputs, layer(inputs))))
+    outputs = np.concatenate([forward(tf.ones([10, 100, 30, 7])).numpy() for _ in range(4)])
+    values = np.unique(outputs)
+    assert values[-1] == pytest.approx(1 / (1 - rate), rel=2e-2 if rate == 0.999 else 1e-4)
+    assert set(values) <= {0.0, values[-1]}
+    dropped = (outputs == 0).mean()
+    # Five standard deviations of a fair draw.
+    assert abs(dropped - rate) < 5 * math.sqrt(rate * (1 - rate) / outputs.size) + 2**-17
+    # No two images, and no two calls, drop the same.
+    kept = {image.tobytes() for image in outputs}
+    assert len(kept) == len(outputs) or rate == 1e-4
+
+
+def test_dropout_draws_by_its_own_seed_and_goes_on_from_its_state():
+    def draws(layer, calls):
+        inputs = keras.Input((4, 4, 3))
+        forward = tf.function(fuse(keras.Model(inputs, layer(inputs))))
+        return [forward(tf.ones([8, 4, 4, 3])).numpy().tobytes() for _ in range(calls)]
+
+    whole = draws(L.Dropout(0.5, seed=7), 4)
+    assert len(set(whole)) == 4
+    assert draws(L.Dropout(0.5, seed=8), 1)[0] != whole[0]
+    layer = L.Dropout(0.5, seed=7)
+    assert draws(layer, 2) + draws(layer, 2) == whole
+
+
+def test_dropout_of_an_odd_number_of_elements_and_its_gradient():
+    for shape, rate in (((3, 3, 3), 0.5), ((5, 1, 3), 0.3)):
+        inputs = keras.Input(shape)
+        forward = fuse(keras.Model(inputs, L.Dropout(rate, seed=2)(inputs)))
+        images = tf.ones([3, *shape])
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            outputs = forward(images)
+            loss = tf.reduce_sum(outputs)
+        # Ones in: what comes out is the mask, and so is the gradient.
+        np.testing.assert_array_equal(tape.gradient(loss, images), outputs)
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_activations_by_xla(name, dtype):
+    plain = keras.activations.get(name)
+    own = fusion._XLA_ACTIVATIONS[plain]
+    exact = tf.linspace(tf.constant(-12.0, tf.float64), 12.0, 4001)
+    x = tf.cast(exact, dtype)
+    with tf.GradientTape() as tape, tf.GradientTape() as reference_tape:
+        tape.watch(x)
+        reference = tf.cast(x, tf.float64)
+        reference_tape.watch(reference)
+        outputs, expected = own(x), plain(reference)
+    assert outputs.dtype == dtype
+    tolerance = 2e-6 if dtype == "float32" else 4e-3
+    np.testing.assert_allclose(
+        tf.cast(outputs, tf.float64), expected, rtol=tolerance, atol=tolerance
+    )
+    np.testing.assert_allclose(
+        tf.cast(tape.gradient(outputs, x), tf.float64),
+        reference_tape.gradient(expected, reference),
+        rtol=tolerance,
+        atol=2 * tolerance,
+    )
+
+
+def test_a_sequential_model_is_looked_into(monkeypatch):
+    model = keras.Sequential(
+        [keras.Input(tiny.SHAPE), L.Conv2D(4, 3), L.BatchNormalization(), L.Flatten(), L.Dense(3)]
+    )
+    used = []
+    make = fusion._batch_norm
+    monkeypatch.setattr(fusion, "_batch_norm", lambda layer: used.append(layer) or make(layer))
+    assert_same(model, images_of() / np.float32(255), 3e-4)
+    assert used == [model.layers[1]]
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = L.Dense(3)
+
+    def call(self, images, training=False):
+        return self.dense(tf.reshape(images, [-1, 192])) * (2.0 if training else 1.0)
+
+
+def test_a_model_without_a_graph_runs_as_it_is():
+    model = Subclassed()
+    images = tf.ones([2, *tiny.SHAPE])
+    model(images)
+    np.testing.assert_array_equal(fuse(model)(images), model(images, training=True))
+
+
+def test_activity_regularisation_is_left_to_keras():
+    model = model_of(L.Conv2D(4, 3, activity_regularizer="l2"), L.BatchNormalization())
+    step = make_train_step(model, SGD(0.0))
+    plain = make_train_step(model, SGD(0.0), fused=False)
+    images, labels = images_of(), np.zeros(16, np.int32)
+    assert float(step(images, labels).loss) == pytest.approx(float(plain(images, labels).loss))
+    assert float(step(images, labels).loss) > 16 * math.log(3) + 1
+
+
+def test_weight_regularisation_is_in_the_loss():
+    model = tiny.tiny_cnn(l2=0.1, batch_norm_momentum=0.5)
+    images, labels = images_of(), np.zeros(16, np.int32)
+    losses = [
+        float(make_train_step(model, SGD(0.0), fused=fused)(images, labels).loss)
+        for fused in (True, False)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_the_model_itself_is_not_changed(tmp_path):
+    model = tiny.tiny_cnn(dropout=0.5, batch_norm_momentum=0.5, activation="gelu")
+    before, images = model.get_config(), images_of().astype(np.float32)
+    outputs = model(images, training=False)
+    fuse(model)(images_of())
+    assert model.get_config() == before
+    assert {type(layer).__module__.split(".")[0] for layer in model.layers} == {"keras"}
+    for variable in model.variables:
+        if "moving" in variable.path:
+            variable.assign(
+                tf.zeros_like(variable) if "mean" in variable.path else tf.ones_like(variable)
+            )
+    np.testing.assert_array_equal(model(images, training=False), outputs)
+
+
+def test_training_argument_of_a_call_is_overridden_as_keras_does():
+    inputs = keras.Input(tiny.SHAPE)
+    x = L.SpatialDropout2D(0.5, seed=1)(inputs, training=False)
+    outputs = fuse(keras.Model(inputs, x))(np.ones((2, *tiny.SHAPE), np.uint8)).numpy()
+    assert (outputs == 0).any()
