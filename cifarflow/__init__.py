@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from cifarflow.evaluation.metrics import confusion_matrix, per_class_accuracy
     from cifarflow.evaluation.predict import predict, softmax
     from cifarflow.models.cnn import cnn, final
+    from cifarflow.models.flops import count_flops
     from cifarflow.models.mlp import mlp
     from cifarflow.models.resnet import resnet
+    from cifarflow.models.speednet import set_whitening, speednet, whitening_kernel
     from cifarflow.optimizers.precision import resolve_precision, scale_for
     from cifarflow.optimizers.schedules import Constant, Cosine, InverseTime, OneCycle, Piecewise
     from cifarflow.optimizers.sgd import SGD
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from cifarflow.training.history import History
     from cifarflow.training.hooks import EarlyStopping, Every, Hook
     from cifarflow.training.loop import Run, TrainingInterrupted, train
+    from cifarflow.training.profile import Profile, profile
     from cifarflow.training.step import Sums, cross_entropy, make_eval_step, make_train_step
 
 __version__ = "0.1.0"
@@ -57,8 +60,10 @@ _MODULES = {
     "evaluation.metrics": ("confusion_matrix", "per_class_accuracy"),
     "evaluation.predict": ("predict", "softmax"),
     "models.cnn": ("cnn", "final"),
+    "models.flops": ("count_flops",),
     "models.mlp": ("mlp",),
     "models.resnet": ("resnet",),
+    "models.speednet": ("set_whitening", "speednet", "whitening_kernel"),
     "optimizers.precision": ("resolve_precision", "scale_for"),
     "optimizers.schedules": ("Constant", "Cosine", "InverseTime", "OneCycle", "Piecewise"),
     "optimizers.sgd": ("SGD",),
@@ -77,6 +82,7 @@ _MODULES = {
     "training.history": ("History",),
     "training.hooks": ("EarlyStopping", "Every", "Hook"),
     "training.loop": ("Run", "TrainingInterrupted", "train"),
+    "training.profile": ("Profile", "profile"),
     "training.step": ("Sums", "cross_entropy", "make_eval_step", "make_train_step"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -150,6 +150,12 @@ def define_run_flags(*, workdir_help: str = "") -> None:
     )
     flags.DEFINE_boolean("resume", False, "go on with the run in --workdir; starts it if none")
     flags.DEFINE_boolean("tensorboard", False, "write a TensorBoard event file into the workdir")
+    flags.DEFINE_boolean(
+        "profile",
+        False,
+        "profile some steps before training: print what bounds them, write a trace into the "
+        "workdir's folder profile",
+    )
     flags.DEFINE_boolean("plots", True, "draw the pictures")
     flags.DEFINE_boolean("progress", True, "show progress on stderr")
 
@@ -177,6 +183,7 @@ def run_options_from_flags(name: str) -> dict[str, Any]:
         "resume": FLAGS.resume,
         "data_dir": FLAGS.data_dir,
         "tensorboard": FLAGS.tensorboard,
+        "profile": print if FLAGS.profile else None,
         "progress": Progress if FLAGS.progress else None,
     }
 

@@ -45,6 +45,7 @@ from cifarflow.evaluation.predict import predict
 from cifarflow.models.cnn import cnn, final
 from cifarflow.models.mlp import mlp
 from cifarflow.models.resnet import resnet
+from cifarflow.models.speednet import set_whitening, speednet
 from cifarflow.optimizers import schedules
 from cifarflow.optimizers.precision import PRECISIONS, resolve_precision, scale_for
 from cifarflow.optimizers.sgd import SGD
@@ -52,6 +53,7 @@ from cifarflow.training.checkpoints import Checkpoints, hash_arrays
 from cifarflow.training.history import History
 from cifarflow.training.hooks import Hook, epochs_to_steps
 from cifarflow.training.loop import ProgressView, Run, train
+from cifarflow.training.profile import profile as profile_steps
 from cifarflow.training.step import cross_entropy
 from cifarflow.training.tensorboard import tensorboard_writer
 from cifarflow.training.workdir import Workdir
@@ -61,7 +63,10 @@ MODELS: Mapping[str, Callable[..., Any]] = {
     "cnn": cnn,
     "final": final,
     "resnet": resnet,
+    "speednet": speednet,
 }
+# Families with weights that are computed from the training images, and what sets them.
+_SET_FROM_IMAGES: Mapping[str, Callable[[Any, np.ndarray], None]] = {"speednet": set_whitening}
 SCHEDULES = ("inverse_time", "constant", "cosine", "one_cycle", "piecewise")
 
 
@@ -276,16 +281,25 @@ def get_recipe(recipe: str | Recipe, **changes: Any) -> Recipe:
     return dataclasses.replace(recipe, **changes)
 
 
-def build_model(recipe: Recipe, *, image_shape: tuple[int, int, int], num_classes: int) -> Any:
+def build_model(
+    recipe: Recipe,
+    *,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    images: np.ndarray | None = None,
+) -> Any:
     """Builds the recipe's model, initialised from its seed.
 
     Args:
       recipe: the recipe; precision "auto" is resolved for this machine.
       image_shape: (H, W, C).
       num_classes: how many classes.
+      images: [N, H, W, C] uint8, the training images, for a model that takes some of its weights
+        from them, as speednet does; without them it keeps the builder's.
 
     Raises:
       ConfigError: if model_options has an argument that the builder does not know or refuses.
+      DataError: if the model cannot take its weights from these images.
     """
     builder = MODELS[recipe.model]
     options = dict(recipe.model_options or {})
@@ -293,7 +307,7 @@ def build_model(recipe: Recipe, *, image_shape: tuple[int, int, int], num_classe
     for name in options:
         check_choice(f"model_options of {recipe.model}", name, known)
     try:
-        return builder(
+        model = builder(
             image_shape=image_shape,
             num_classes=num_classes,
             dtype_policy=resolve_precision(recipe.precision),
@@ -305,6 +319,9 @@ def build_model(recipe: Recipe, *, image_shape: tuple[int, int, int], num_classe
         raise ConfigError(
             f"model_options {options!r} do not fit {recipe.model}: {reason}"
         ) from None
+    if images is not None and recipe.model in _SET_FROM_IMAGES:
+        _SET_FROM_IMAGES[recipe.model](model, images)
+    return model
 
 
 def build_schedule(recipe: Recipe, *, steps_per_epoch: int) -> Any:
@@ -394,6 +411,7 @@ def train_recipe(
     hooks: Sequence[Hook] = (),
     progress: Callable[..., Any] | None = None,
     tensorboard: bool = False,
+    profile: Callable[[str], object] | None = None,
     **changes: Any,
 ) -> Run:
     """Trains a recipe, evaluates it on the test set once, and writes down what came out.
@@ -408,6 +426,9 @@ def train_recipe(
       progress: makes a context manager that shows progress, called with total_steps and the
         keywords steps_per_epoch, first_step and description; `Progress` is one.
       tensorboard: write an event file into workdir.
+      profile: profile some steps before training, see `cifarflow.profile`: the trace goes into
+        workdir's folder profile, where the time goes and what bounds the step to this function,
+        such as `print`.  The run comes out the same.  A profile that is there already stays.
       **changes: fields of the recipe and their new values.
 
     Returns:
@@ -425,8 +446,12 @@ def train_recipe(
     recipe = get_recipe(recipe, **changes)
     if progress is not None and not callable(progress):
         raise ConfigError(f"progress must be Progress or None, not {progress!r}")
-    if workdir is None and (resume or tensorboard):
-        raise ConfigError(f"{'resume' if resume else 'tensorboard'}=True needs a workdir, not None")
+    if profile is not None and not callable(profile):
+        raise ConfigError(f"profile must be a function such as print, or None, not {profile!r}")
+    needy = {"resume=True": resume, "tensorboard=True": tensorboard, "profile": profile}
+    needs = next((name for name, value in needy.items() if value), None)
+    if workdir is None and needs is not None:
+        raise ConfigError(f"{needs} needs a workdir, not None")
     prepare_gpus()
     if dataset is None:
         dataset = load_recipe_data(recipe, data_dir=data_dir)
@@ -442,7 +467,12 @@ def train_recipe(
         seed=recipe.seed,
         augment=make_augment(recipe.augment),
     )
-    model = build_model(recipe, image_shape=dataset.image_shape, num_classes=dataset.num_classes)
+    model = build_model(
+        recipe,
+        image_shape=dataset.image_shape,
+        num_classes=dataset.num_classes,
+        images=dataset.train.images,
+    )
     optimizer = build_optimizer(recipe, steps_per_epoch=batches.steps_per_epoch)
     validation = None
     if len(dataset.validation):
@@ -462,6 +492,16 @@ def train_recipe(
             history = History.load(folder.metrics, tags=tags)
         else:
             history = History(folder.metrics, tags=tags)
+        if profile is not None:
+            _profile(
+                folder.path / "profile",
+                profile,
+                model,
+                optimizer,
+                batches=batches,
+                loss_fn=loss_fn,
+                jit_compile=recipe.jit_compile == "true",
+            )
         summary = folder.read_summary(_SHOWN_KEYS)
         newest = checkpoints.latest()
         if summary is not None and newest is not None:
@@ -510,6 +550,18 @@ def train_recipe(
         folder.write_json("summary.json", summary)
     path = folder.path if folder is not None else None
     return Run(model, history, summary, path, test_outputs=outputs)
+
+
+def _profile(
+    directory: pathlib.Path, show: Callable[[str], object], *arguments: Any, **options: Any
+) -> None:
+    """Profiles some steps and shows what came out, unless the run has a profile already."""
+    if directory.exists():
+        show(f"the run has a profile already, in {directory}: it stays, and no other is made")
+        return
+    found = profile_steps(*arguments, directory=directory, **options)
+    show(f"{found.table()}\n{found.verdict}")
+    show(f"the trace is in {directory}: https://ui.perfetto.dev opens trace.json.gz")
 
 
 def _summary(

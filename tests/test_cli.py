@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -245,6 +246,26 @@ def test_a_run_and_another_into_the_same_folder(call, here, standin):
     assert {p: p.read_bytes() for p in here.rglob("*") if p.is_file()} == before
 
 
+def test_a_profile_before_training(call, here, standin):
+    code, out, _ = call(*TINY, "--workdir=run", "--profile")
+    assert code == 0
+    assert out.startswith("where the time of a step goes, on ")
+    kept = here / "run" / "profile"
+    verdict = json.loads((kept / "profile.json").read_text())["verdict"]
+    assert f"\n{verdict}\nthe trace is in run/profile: " in out
+    assert call(*TINY, "--workdir=plain")[0] == 0
+    hashes = {
+        json.loads((here / name / "summary.json").read_text())["weights_sha256"]
+        for name in ("run", "plain")
+    }
+    assert len(hashes) == 1
+    before = (kept / "trace.json.gz").read_bytes()
+    code, out, _ = call(*TINY, "--workdir=run", "--profile", "--resume")
+    assert code == 0
+    assert out.startswith("the run has a profile already, in run/profile: it stays")
+    assert (kept / "trace.json.gz").read_bytes() == before
+
+
 def test_a_loss_that_is_not_finite(call, standin):
     words = ["--learning_rate=1e30", "--workdir=run", "--model_options=units=8,activation=relu"]
     assert "the training loss became" in last_line(call(*TINY, *words))
@@ -338,15 +359,17 @@ def test_run_options(call):
         seen.append(cli.run_options_from_flags("x"))
 
     call("--workdir=w", "--resume", "--data_dir=d", "--tensorboard", main=main)
-    call("--workdir=w", "--noprogress", main=main)
+    call("--workdir=w", "--noprogress", "--profile", main=main)
     assert seen[0] == {
         "workdir": "w",
         "resume": True,
         "data_dir": "d",
         "tensorboard": True,
+        "profile": None,
         "progress": cli.Progress,
     }
     assert seen[1]["progress"] is None
+    assert seen[1]["profile"] is print
     assert not seen[1]["resume"]
 
 
@@ -393,5 +416,6 @@ def test_a_bug_keeps_its_traceback(tmp_path):
 def test_the_readme_names_every_flag():
     text = (Path(__file__).resolve().parents[1] / "README.md").read_text()
     names = [field.name for field in cli.recipe_fields()]
-    names += ["recipe", "data_dir", "workdir", "resume", "tensorboard", "plots", "progress"]
+    names += ["recipe", "data_dir", "workdir", "resume", "tensorboard", "profile", "plots"]
+    names += ["progress"]
     assert [name for name in names if f"--{name}" not in text] == []

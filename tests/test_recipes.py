@@ -285,6 +285,7 @@ def test_the_optimizer_has_the_recipes_numbers():
 CHANGES = [
     {"model": "cnn", "model_options": {"filters": [4], "kernel_size": 3, "dense_units": 4}},
     {"model": "resnet", "model_options": {"depth": 4, "widths": [4]}},
+    {"model": "speednet", "model_options": {"widths": [4]}},
     {"model_options": {"units": [8], "dropout": 0.5, "l2": 0.1, "activation": "relu"}},
     {"limit_examples": 32},
     {"batch_size": 16},
