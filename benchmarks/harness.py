@@ -1,0 +1,388 @@
+"""What the benchmarks share: flags, workers in turn, statistics, what a figure stands with, output.
+
+    harness.define_flags()                       # --rounds --quick --device --data --json --plot
+    settings = harness.settings_from_flags()     # checked, before anything runs
+    with contextlib.ExitStack() as stack:
+        workers = {name: stack.enter_context(harness.Worker(name, script, spec)) for ...}
+        seconds = harness.interleave(workers, rounds=settings.rounds, seconds_a_round=2.0)
+    print(seconds["ours"].median, seconds["theirs"].over(seconds["ours"]).median)
+
+Each way of doing the work is a process of its own, so that no library's threads, memory or
+compiled code are in another's way.  Only one of them computes at a time: a worker that has answered
+waits in `readline`.  The machine's speed drifts, so ways are compared round by round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import secrets
+import statistics
+import subprocess
+import time
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, Protocol, TypeVar
+
+from absl import flags
+
+# A script needs one import for all; a child process imports `worker` alone, which is light.
+from tables import format_megabytes as format_megabytes
+from tables import format_number as format_number
+from tables import format_table as format_table
+from worker import Worker as Worker
+from worker import WorkerError as WorkerError
+from worker import count_cores as count_cores
+from worker import peak_rss_bytes as peak_rss_bytes
+from worker import serve as serve
+
+from cifarflow.data.dataset import DATA_CHOICES, Dataset, load_data
+from cifarflow.errors import ConfigError, WorkdirError, check_choice, check_float, check_int
+from cifarflow.files import replacing
+
+Key = TypeVar("Key", bound=Hashable)
+DEVICES = ("auto", "cpu", "gpu")
+FLAGS = flags.FLAGS
+# Flags belong to the script that asks for them, so that its `--help` shows them.
+flags.disclaim_key_flags()
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The flags that all benchmarks have, checked.
+
+    Attributes:
+      rounds: how often each way has its turn.
+      quick: whether sizes are tiny, for the test suite.
+      device: "cpu" or "gpu", the one that is used.
+      data: which images, see `cifarflow.load_data`.
+      data_dir: where CIFAR-10 is, None to search.
+      json: where the figures go, None for nowhere.
+      plot: where the picture goes, None for nowhere.
+
+    Raises:
+      ConfigError: if a value is out of range, or a GPU is asked for and there is none.
+      WorkdirError: if a file could not be written later.
+    """
+
+    rounds: int = 5
+    quick: bool = False
+    device: str = "auto"
+    data: str = "auto"
+    data_dir: str | None = None
+    json: pathlib.Path | None = None
+    plot: pathlib.Path | None = None
+
+    def __post_init__(self) -> None:
+        check_int("--rounds", self.rounds)
+        object.__setattr__(self, "device", choose_device(self.device))
+        for name in ("json", "plot"):
+            path = getattr(self, name)
+            if path is not None:
+                object.__setattr__(self, name, check_output(f"--{name}", path))
+
+    @property
+    def data_options(self) -> dict[str, Any]:
+        """What a worker needs to load the images, for its spec."""
+        return {"data": self.data, "data_dir": self.data_dir}
+
+
+def define_flags() -> None:
+    """Defines the flags of `Settings`; to be called where the script is run, not imported."""
+    flags.DEFINE_integer("rounds", None, "how often each way has its turn (default 5; quick: 2)")
+    flags.DEFINE_boolean("quick", False, "tiny sizes: whether it works, not how fast it is")
+    flags.DEFINE_enum("device", "auto", DEVICES, "where to compute; auto: on a GPU if there is one")
+    flags.DEFINE_enum("data", "auto", DATA_CHOICES, "auto: CIFAR-10, or the stand-in set")
+    flags.DEFINE_string("data_dir", None, "where CIFAR-10 is, a file or folder (default: search)")
+    flags.DEFINE_string("json", None, "write all figures to this file")
+    flags.DEFINE_string("plot", None, "draw the figures into this PNG file")
+
+
+def settings_from_flags() -> Settings:
+    """The `Settings` that the command line asks for.
+
+    Raises:
+      ConfigError, WorkdirError: see `Settings`.
+    """
+    rounds = FLAGS.rounds if FLAGS.rounds is not None else (2 if FLAGS.quick else 5)
+    names = ("quick", "device", "data", "data_dir", "json", "plot")
+    others: dict[str, Any] = {name: FLAGS[name].value for name in names}
+    return Settings(rounds, **others)
+
+
+def split_words(text: str) -> list[str]:
+    """What is joined by commas, each once."""
+    return list(dict.fromkeys(word.strip() for word in text.split(",")))
+
+
+def parse_choices(flag: str, text: str, known: Iterable[str]) -> tuple[str, ...]:
+    """Reads names joined by commas.
+
+    Raises:
+      ConfigError: if one is not known.
+    """
+    known = list(known)
+    return tuple(check_choice(flag, word, known) for word in split_words(text))
+
+
+def parse_batch_sizes(text: str) -> tuple[int, ...]:
+    """Reads --batch_sizes, numbers joined by commas.
+
+    Raises:
+      ConfigError: if one is not a whole number >= 1.
+    """
+    # What is no whole number is quoted as it was written.
+    return tuple(
+        check_int("--batch_sizes", int(word) if word.isdecimal() else word)
+        for word in split_words(text)
+    )
+
+
+def load_images(settings: Settings, batch_sizes: Iterable[int]) -> Dataset:
+    """The images that are worked on; a set that is missing is found out before all else.
+
+    Raises:
+      ConfigError: if a batch would be larger than the set, and as `cifarflow.load_data`.
+      DataError, DataNotFoundError: as `cifarflow.load_data`.
+    """
+    dataset = load_data(settings.data, settings.data_dir)
+    count, size = len(dataset.train), max(batch_sizes)
+    if size > count:
+        raise ConfigError(f"--batch_sizes must be at most the {count} training images, not {size}")
+    return dataset
+
+
+def choose_device(device: str) -> str:
+    """Makes this process and its workers use the device.
+
+    Args:
+      device: "auto", "cpu" or "gpu".
+
+    Returns:
+      "cpu" or "gpu".
+
+    Raises:
+      ConfigError: if it is none of the three, or there is no GPU to use.
+    """
+    if device not in DEVICES:
+        raise ConfigError(f"--device must be one of {', '.join(DEVICES)}, not {device!r}")
+    import tensorflow as tf
+
+    if device == "cpu":
+        # For the workers, whatever library they use; then for this process.
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+        tf.config.set_visible_devices([], "GPU")
+        return "cpu"
+    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    if device == "gpu" and not has_gpu:
+        raise ConfigError("--device=gpu needs a GPU that TensorFlow sees: there is none here")
+    return "gpu" if has_gpu else "cpu"
+
+
+def check_output(name: str, path: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the path if a file can be written there; it writes none.
+
+    Args:
+      name: what the option is called, for the message.
+      path: the file that is going to be written.
+
+    Raises:
+      WorkdirError: if it cannot.
+    """
+    target = pathlib.Path(path).expanduser()
+    if not str(path).strip() or target.is_dir() or (target.exists() and not target.is_file()):
+        raise WorkdirError(f"{name} must be a file to write, not {str(path)!r}")
+    probe = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    try:
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise WorkdirError(f"{name} cannot be written: {str(path)!r}: {error.strerror}") from None
+    return target
+
+
+def environment() -> dict[str, Any]:
+    """What a figure stands with: device, cores, versions, commit and date.
+
+    `device` is what TensorFlow would train on in this process.
+    """
+    from cifarflow.device import describe_device
+
+    versions = {"python": platform.python_version()}
+    for package in ("tensorflow", "keras", "numpy", "torch"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "device": describe_device(),
+        "cores": count_cores(),
+        "versions": versions,
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def describe_environment(environment: Mapping[str, Any]) -> str:
+    """What `environment` returned as one line, without the date."""
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    return f"{environment['device']}; {versions}; commit {environment['commit']}"
+
+
+def _commit() -> str:
+    """The commit of this checkout, "-dirty" after it if tracked files differ."""
+
+    def git(*words: str) -> str:
+        folder = pathlib.Path(__file__).parent
+        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        dirty = "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
+        return (git("rev-parse", "--short=12", "HEAD") or "unknown") + dirty
+    except OSError:
+        return "unknown"
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """One figure measured once a round.
+
+    Attributes:
+      values: the figure in each round, in the order of the rounds.
+    """
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise ValueError("samples must hold at least one value, not none")
+
+    @property
+    def n(self) -> int:
+        """How many rounds."""
+        return len(self.values)
+
+    @property
+    def median(self) -> float:
+        """The median over the rounds."""
+        return statistics.median(self.values)
+
+    @property
+    def low(self) -> float:
+        """The least."""
+        return min(self.values)
+
+    @property
+    def high(self) -> float:
+        """The greatest."""
+        return max(self.values)
+
+    @property
+    def spread(self) -> float:
+        """The range between the quartiles as a share of the median; 0 for a single round."""
+        if self.n < 2:
+            return 0.0
+        first, _, third = statistics.quantiles(self.values, n=4, method="inclusive")
+        return (third - first) / self.median
+
+    def rate(self, amount: float) -> Samples:
+        """Of seconds: so much work a second, as the amount over each value."""
+        return Samples(tuple(amount / value for value in self.values))
+
+    def over(self, other: Samples) -> Samples:
+        """The ratio to another figure in each round; its median is the ratio to report.
+
+        Rounds are paired because the machine's speed drifts: what slows both leaves it alone.
+
+        Raises:
+          ValueError: if the other has another number of rounds.
+        """
+        pairs = zip(self.values, other.values, strict=True)
+        return Samples(tuple(ours / theirs for ours, theirs in pairs))
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for a JSON file."""
+        names = ("n", "median", "low", "high", "spread")
+        return {**{name: getattr(self, name) for name in names}, "values": list(self.values)}
+
+
+class Runner(Protocol):
+    """A way of doing the work, ready to run.
+
+    Attributes:
+      facts: what it says of itself.  `multiple`: steps must be a multiple of it; `max_steps`: and
+        at most so many a round.  Both may be missing.
+    """
+
+    facts: dict[str, Any]
+
+    def round(self, steps: int) -> float:
+        """Runs the steps, to their end, and returns the seconds they took."""
+
+
+def calibrate(runner: Runner, *, seconds_a_round: float) -> int:
+    """How many steps take about so long; the steps run to find out are the warm-up.
+
+    Args:
+      runner: the way.
+      seconds_a_round: how long a round should take.
+
+    Returns:
+      The steps, at least 1, within the bounds of the runner's facts.
+    """
+    check_float("--seconds_a_round", seconds_a_round, above_minimum=True)
+    multiple = runner.facts.get("multiple", 1)
+    most = max(runner.facts.get("max_steps", 10**9) // multiple * multiple, multiple)
+    steps = multiple
+    while True:
+        seconds = runner.round(steps)
+        if seconds >= seconds_a_round / 4 or steps >= most:
+            wanted = round(seconds_a_round * steps / seconds / multiple) * multiple
+            return min(max(wanted, multiple), most)
+        steps = min(2 * steps, most)
+
+
+def interleave(
+    runners: Mapping[Key, Runner],
+    *,
+    rounds: int,
+    seconds_a_round: float,
+    settle_seconds: float = 0.05,
+) -> dict[Key, Samples]:
+    """Runs one round of each way in turn, again and again; every second time in reverse.
+
+    Args:
+      runners: the ways, by name or any other key.
+      rounds: how often.
+      seconds_a_round: how long one turn of one way should take.
+      settle_seconds: pause between turns, in which the last one's threads fall asleep.
+
+    Returns:
+      Seconds a step of each way.
+    """
+    check_int("--rounds", rounds)
+    steps = {
+        name: calibrate(runner, seconds_a_round=seconds_a_round) for name, runner in runners.items()
+    }
+    found: dict[Key, list[float]] = {name: [] for name in runners}
+    for turn in range(rounds):
+        names = list(runners)
+        for name in reversed(names) if turn % 2 else names:
+            time.sleep(settle_seconds)
+            found[name].append(runners[name].round(steps[name]) / steps[name])
+    return {name: Samples(tuple(values)) for name, values in found.items()}
+
+
+def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON file, whole or not at all.
+
+    Raises:
+      WorkdirError: if it cannot be written.
+    """
+    with replacing(path) as file:
+        file.write((json.dumps(value, indent=2, allow_nan=False) + "\n").encode())

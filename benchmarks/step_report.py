@@ -1,0 +1,131 @@
+"""What `step_time.py` says of its figures: ratios, the text for a reader, the picture.
+
+    print(describe(result))
+    draw(results, pathlib.Path("step_time.png"), about="cifar10, two cores")
+
+A result is what `step_time.measure` returns.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import harness
+
+
+def label(way: str, precision: str) -> str:
+    """A way and its precision as one name."""
+    return f"{way} {precision.removeprefix('mixed_')}"
+
+
+def ratios(
+    rows: Sequence[dict[str, Any]], peers: Mapping[str, Sequence[str]]
+) -> Iterator[dict[str, Any]]:
+    """How many times as fast as each peer, and the best mode of each peer, our steps are.
+
+    Args:
+      rows: one for each way, as `step_time.measure` makes them.
+      peers: the ways that each peer has.
+
+    Yields:
+      `ours`, `against` (labels; "best of torch" names its mode in `is`) and `ratio`: the time of
+      theirs over the time of ours, round by round.
+    """
+    ours = [row for row in rows if row["way"] == "cifarflow"]
+    for row in ours:
+        mine = _samples(row)
+        for peer, modes in peers.items():
+            theirs = [other for other in rows if other["way"] in modes]
+            for other in theirs:
+                yield _ratio(row["label"], other["label"], _samples(other).over(mine))
+            if theirs:
+                best = min(theirs, key=lambda other: _samples(other).median)
+                ratio = _samples(best).over(mine)
+                yield {**_ratio(row["label"], f"best of {peer}", ratio), "is": best["label"]}
+
+
+def _ratio(ours: str, against: str, ratio: harness.Samples) -> dict[str, Any]:
+    return {"ours": ours, "against": against, "ratio": ratio.to_json()}
+
+
+def _samples(row: dict[str, Any]) -> harness.Samples:
+    return harness.Samples(tuple(row["seconds_a_step"]["values"]))
+
+
+def describe(result: dict[str, Any]) -> str:
+    """One net's figures for a reader: the table, the ratios to the best, what bounds our step."""
+    found = {(r["ours"], r["against"]): r["ratio"]["median"] for r in result["ratios"]}
+    ours = [row["label"] for row in result["ways"] if row["way"] == "cifarflow"]
+    versus = ours if len(result["ways"]) > len(ours) else []
+    header = ["way", "ms/step", "spread", "images/s", "GFLOP/s", "of GEMM peak", "first step"]
+    rows = []
+    for row in result["ways"]:
+        cells = [
+            row["label"],
+            harness.format_number(1000 * row["seconds_a_step"]["median"]),
+            f"{100 * row['seconds_a_step']['spread']:.1f} %",
+            f"{row['images_per_second']['median']:,.0f}",
+            f"{row['gflops']['median']:.1f}",
+            f"{100 * row['share_of_gemm_peak']['median']:.1f} %",
+            f"{row['seconds_to_first_step']:.1f} s",
+        ]
+        for name in versus:
+            ratio = found.get((name, row["label"]))
+            cells.append("-" if ratio is None else f"{ratio:.2f}x")
+        rows.append(cells)
+    peaks = ", ".join(
+        f"{peak['median']:.0f} GFLOP/s in {precision.removeprefix('mixed_')}"
+        for precision, peak in result["gemm_peak_gflops"].items()
+    )
+    lines = [
+        f"## {result['model']}, batch {result['batch_size']}",
+        "",
+        f"{result['trainable_parameters']:,} trainable parameters, "
+        f"{result['training_flops_per_image'] / 1e6:,.1f} MFLOP of training an image; GEMM peak "
+        f"{peaks}.",
+        "",
+        harness.format_table([*header, *(f"{name} is" for name in versus)], rows),
+        "",
+    ]
+    for ratio in result["ratios"]:
+        if "is" in ratio:
+            share = ratio["ratio"]
+            lines.append(
+                f"{ratio['ours']} is {share['median']:.2f}x as fast as the {ratio['against']} "
+                f"({ratio['is']}; {share['low']:.2f} to {share['high']:.2f} in {share['n']} rounds)"
+            )
+    for row in result["ways"]:
+        if "profile" in row:
+            split = row["profile"]
+            step, *parts = (
+                harness.format_number(split[f"{part}_ms"])
+                for part in ("step", "input", "host", "device")
+            )
+            lines.append(
+                f"{row['label']}: {step} ms a step = input {parts[0]} + host {parts[1]} + device "
+                f"{parts[2]} ms. {split['verdict']}"
+            )
+    return "\n".join([*lines, ""])
+
+
+def draw(results: Sequence[dict[str, Any]], path: pathlib.Path, *, about: str) -> None:
+    """Draws images/s of all ways, a group for each net and batch size."""
+    # Plotting is loaded here: whoever wants no picture does not wait for it.
+    from bars import Bar, draw_bars
+
+    groups = {}
+    for result in results:
+        rows = sorted(result["ways"], key=lambda row: row["seconds_a_step"]["median"])
+        groups[f"{result['model']}, batch {result['batch_size']}"] = [
+            Bar(
+                row["label"],
+                harness.Samples(tuple(row["images_per_second"]["values"])),
+                f"{row['images_per_second']['median']:,.0f}  "
+                f"({harness.format_number(1000 * row['seconds_a_step']['median'])} ms a step)",
+                row["way"] == "cifarflow",
+            )
+            for row in rows
+        ]
+    draw_bars(groups, unit="images/s", title=f"Training speed, {about}", path=path)

@@ -1,0 +1,286 @@
+"""How long a training step takes, what bounds it, and how that compares with Keras and PyTorch.
+
+    python benchmarks/step_time.py
+    python benchmarks/step_time.py --models=lab_cnn --compare=keras,torch --json=cnn.json
+    python benchmarks/step_time.py --models=speednet --batch_sizes=512 --precisions=mixed_bfloat16
+
+Each way trains the same net on the same images in a process of its own; rounds are interleaved,
+warm-up is left out, and every ratio is the median over rounds of the ratio within a round.  Ways
+are described in `ways.py`.
+"""
+
+from __future__ import annotations
+
+# First, since it keeps TensorFlow quiet while it loads.
+from cifarflow import cli
+
+# isort: split
+import contextlib
+import dataclasses
+import importlib.util
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import harness
+import nets
+import step_report
+import ways
+from absl import flags
+
+from cifarflow.data.dataset import Dataset
+from cifarflow.errors import ConfigError, check_choice, check_float
+from cifarflow.optimizers.precision import PRECISIONS
+
+FLAGS = flags.FLAGS
+PEERS = {"keras": ("keras_fit", "keras_fit_spe"), "torch": ("torch_eager", "torch_compile")}
+_PEER_PRECISIONS = tuple(name for name in PRECISIONS if name != "auto")
+_BATCH_SIZES = {"cpu": "32", "gpu": "512,1024"}
+_JIT_CHOICES = ("auto", "true", "false")
+_PROFILE_STEPS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is measured, checked.
+
+    Attributes:
+      models: names in `nets.NETS`.
+      batch_sizes: examples a step.
+      precisions: of our own steps; "auto" is the recipe's.
+      peers: names in `PEERS`.
+      peer_precisions: the precisions of each peer.
+      skipped: for each peer that was left out, a line that says why.
+      profile: whether to split the step into input, host and device.
+      seconds_a_round: how long one turn of one way takes.
+      jit_compile: whether XLA compiles our steps; "auto" is the recipe's.
+    """
+
+    models: tuple[str, ...]
+    batch_sizes: tuple[int, ...]
+    precisions: tuple[str, ...]
+    peers: tuple[str, ...] = ()
+    peer_precisions: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    profile: bool = True
+    seconds_a_round: float = 2.0
+    jit_compile: str = "auto"
+
+
+def define_flags() -> None:
+    """Defines the flags; where the script is run, not imported."""
+    harness.define_flags()
+    flags.DEFINE_string("models", ",".join(nets.NETS), "nets to train, joined by commas")
+    flags.DEFINE_string("batch_sizes", None, "examples a step (default 32; on a GPU 512,1024)")
+    flags.DEFINE_string("precisions", "float32,auto", f"some of {', '.join(PRECISIONS)}")
+    flags.DEFINE_string("compare", "none", "none, all that is installed, or some of keras,torch")
+    flags.DEFINE_string("peer_precisions", "float32,mixed_bfloat16", "the peers' precisions")
+    flags.DEFINE_boolean("profile", True, "split our step into input, host and device time")
+    flags.DEFINE_float("seconds_a_round", None, "of each way (default 2; quick: 0.1)")
+    flags.DEFINE_enum("jit_compile", "auto", _JIT_CHOICES, "XLA for our step; auto: the recipe's")
+
+
+def plan_from_flags(settings: harness.Settings) -> Plan:
+    """The `Plan` that the command line asks for; errors as `make_plan`."""
+    seconds, sizes = FLAGS.seconds_a_round, FLAGS.batch_sizes
+    return make_plan(
+        models=FLAGS.models,
+        batch_sizes=sizes if sizes is not None else _BATCH_SIZES[settings.device],
+        precisions=FLAGS.precisions,
+        compare=FLAGS.compare,
+        peer_precisions=FLAGS.peer_precisions,
+        profile=FLAGS.profile,
+        seconds_a_round=seconds if seconds is not None else (0.1 if settings.quick else 2.0),
+        jit_compile=FLAGS.jit_compile,
+    )
+
+
+def make_plan(
+    *,
+    models: str = "lab_mlp",
+    batch_sizes: str = "32",
+    precisions: str = "float32",
+    compare: str = "none",
+    peer_precisions: str = "float32",
+    profile: bool = True,
+    seconds_a_round: float = 2.0,
+    jit_compile: str = "auto",
+) -> Plan:
+    """Reads the flags, several of which are names or numbers joined by commas.
+
+    Raises:
+      ConfigError: if a name is unknown, a number out of range, or a peer not installed.
+    """
+    peers, skipped = choose_peers(compare)
+    return Plan(
+        models=harness.parse_choices("--models", models, nets.NETS),
+        batch_sizes=harness.parse_batch_sizes(batch_sizes),
+        precisions=harness.parse_choices("--precisions", precisions, PRECISIONS),
+        peers=peers,
+        peer_precisions=harness.parse_choices("--peer_precisions", peer_precisions, _PEER_PRECISIONS),
+        skipped=skipped,
+        profile=profile,
+        seconds_a_round=check_float("--seconds_a_round", seconds_a_round, above_minimum=True),
+        jit_compile=check_choice("--jit_compile", jit_compile, _JIT_CHOICES),
+    )
+
+
+def choose_peers(compare: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The peers that --compare asks for, and a line for each that "all" has to leave out.
+
+    Raises:
+      ConfigError: if one is unknown, or named and not installed.
+    """
+    if compare == "none":
+        return (), ()
+    names = list(PEERS) if compare == "all" else harness.split_words(compare)
+    for name in names:
+        check_choice("--compare", name, ["none", "all", *PEERS])
+    if compare != "all" and {"none", "all"} & set(names):
+        raise ConfigError(f"--compare must be none or all alone, or peers, not {compare!r}")
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    lines = [f'{name} is not installed: pip install ".[compare]"' for name in missing]
+    if missing and compare != "all":
+        raise ConfigError(f"--compare={compare}: {lines[0]}")
+    return tuple(name for name in names if name not in missing), tuple(lines)
+
+
+def make_specs(
+    model: str, batch_size: int, plan: Plan, settings: harness.Settings, *, dataset: Dataset
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """What each worker is told, by (way, precision)."""
+    common = {
+        "model": model,
+        "batch_size": batch_size,
+        "device": settings.device,
+        "quick": settings.quick,
+        "examples": max(2048, batch_size) if settings.quick else 0,
+        "jit_compile": plan.jit_compile,
+        **settings.data_options,
+    }
+    # Resolved here, so that "auto" is not measured twice under two names.
+    ours = [ways.get_recipe(model, dataset, precision=name).precision for name in plan.precisions]
+    specs = {("cifarflow", precision): common for precision in ours}
+    for way in [way for peer in plan.peers for way in PEERS[peer]]:
+        specs.update({(way, precision): common for precision in plan.peer_precisions})
+    used = dict.fromkeys(precision for _, precision in specs)
+    specs.update({("gemm", precision): common for precision in used})
+    rate = ways.get_recipe(model, dataset).learning_rate
+    return {
+        (way, precision): {**spec, "way": way, "precision": precision, "learning_rate": rate}
+        for (way, precision), spec in specs.items()
+    }
+
+
+def measure(
+    model: str, batch_size: int, plan: Plan, settings: harness.Settings, *, dataset: Dataset
+) -> dict[str, Any]:
+    """Measures all ways of training one net at one batch size.
+
+    Returns:
+      The figures, as they go into the JSON file.
+    """
+    specs = make_specs(model, batch_size, plan, settings, dataset=dataset)
+    script = pathlib.Path(ways.__file__)
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for key, spec in specs.items():
+            name = f"{model}, {step_report.label(*key)}"
+            workers[key] = stack.enter_context(harness.Worker(name, script, spec))
+            first = workers[key].facts["seconds_to_first_step"]
+            print(f"{name}: first step after {first:.1f} s", file=sys.stderr)
+        _check_same_net(workers)
+        seconds = harness.interleave(
+            workers, rounds=settings.rounds, seconds_a_round=plan.seconds_a_round
+        )
+        peaks = {
+            precision: seconds[way, precision].rate(worker.facts["flops_per_step"] / 1e9)
+            for (way, precision), worker in workers.items()
+            if way == "gemm"
+        }
+        facts = next(worker.facts for (way, _), worker in workers.items() if way == "cifarflow")
+        gflop = facts["flops_per_image"] * batch_size / 1e9
+        rows = []
+        for (way, precision), worker in workers.items():
+            if way == "gemm":
+                continue
+            took = seconds[way, precision]
+            row = {
+                "way": way,
+                "precision": precision,
+                "label": step_report.label(way, precision),
+                "seconds_a_step": took.to_json(),
+                "images_per_second": took.rate(batch_size).to_json(),
+                "gflops": took.rate(gflop).to_json(),
+                "share_of_gemm_peak": took.rate(gflop).over(peaks[precision]).to_json(),
+                "seconds_to_first_step": worker.facts["seconds_to_first_step"],
+                "peak_rss_bytes": worker.ask("peak_rss_bytes"),
+            }
+            if way == "cifarflow":
+                row["jit_compile"] = worker.facts["jit_compile"]
+                if plan.profile:
+                    steps = 2 if settings.quick else _PROFILE_STEPS
+                    row["profile"] = worker.ask("profile", steps=steps)
+            rows.append(row)
+        return {
+            "model": model,
+            "batch_size": batch_size,
+            "trainable_parameters": facts["parameters"],
+            "training_flops_per_image": facts["flops_per_image"],
+            "gemm_peak_gflops": {precision: peak.to_json() for precision, peak in peaks.items()},
+            "ways": rows,
+            "ratios": list(step_report.ratios(rows, PEERS)),
+        }
+
+
+def _check_same_net(workers: Mapping[tuple[str, str], harness.Worker]) -> None:
+    counts = {w.name: w.facts["parameters"] for w in workers.values() if "parameters" in w.facts}
+    if len(set(counts.values())) > 1:
+        raise RuntimeError(f"these are not the same net, by their trainable parameters: {counts}")
+
+
+def load_images(settings: harness.Settings, plan: Plan) -> Dataset:
+    """The images that will be trained on; a set that is missing is found out before all else.
+
+    Raises:
+      ConfigError: if a batch would be larger than the set, and as `cifarflow.load_data`.
+      DataError, DataNotFoundError: as `cifarflow.load_data`.
+    """
+    return harness.load_images(settings, plan.batch_sizes)
+
+
+def main() -> None:
+    settings = harness.settings_from_flags()
+    plan = plan_from_flags(settings)
+    dataset = load_images(settings, plan)
+    environment = harness.environment()
+    print(harness.describe_environment(environment))
+    print(
+        f"{environment['date']}; {dataset.name} images; median of {settings.rounds} interleaved "
+        f"rounds of {plan.seconds_a_round:g} s, spread = range of the quartiles / median"
+    )
+    for line in plan.skipped:
+        print(f"skipped: {line}")
+    results = []
+    for model in plan.models:
+        for batch_size in plan.batch_sizes:
+            results.append(measure(model, batch_size, plan, settings, dataset=dataset))
+            print("\n" + step_report.describe(results[-1]), flush=True)
+    if settings.json is not None:
+        record = {
+            "environment": environment,
+            "data": {"name": dataset.name, "source": dataset.source},
+            "rounds": settings.rounds,
+            "plan": dataclasses.asdict(plan),
+            "results": results,
+        }
+        harness.write_json(settings.json, record)
+    if settings.plot is not None:
+        about = f"{dataset.name}, {environment['device']}"
+        step_report.draw(results, settings.plot, about=about)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

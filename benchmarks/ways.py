@@ -1,0 +1,345 @@
+"""The ways of training a net that are compared, each run as a process of its own.
+
+    python benchmarks/ways.py                # a worker: see `worker.serve`; started by step_time.py
+
+The first line on stdin says which way and what it works on: way, model (a name in `nets.NETS`),
+precision, batch_size, device, data, data_dir, examples, learning_rate, jit_compile.  All ways draw
+shuffled batches of the same images, and each is written as well as its library allows: a way that
+is slow because it was written badly would prove nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+# Everything else is imported by the way that needs it: only its own library may be in a process.
+import worker
+
+
+class Way:
+    """One way of doing the work; made when its spec has come, ready for its first step.
+
+    Args:
+      spec: see the module.
+
+    Attributes:
+      facts: what it says of itself, as JSON has it.
+    """
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.spec = spec
+        self.facts: dict[str, Any] = {}
+
+    def round(self, steps: int) -> float:
+        """Runs the steps to their end and returns their seconds."""
+        raise NotImplementedError
+
+    def peak_rss_bytes(self) -> int:
+        """The most memory the process has had resident so far."""
+        return worker.peak_rss_bytes()
+
+
+def load_dataset(spec: dict[str, Any]) -> Any:
+    """The images that all ways use: a `Dataset` of uint8 images and labels."""
+    from cifarflow.data.dataset import load_data
+
+    dataset = load_data(spec["data"], spec["data_dir"])
+    return dataset.limit(spec["examples"]) if spec.get("examples") else dataset
+
+
+def get_recipe(model: str, dataset: Any, **changes: Any) -> Any:
+    """The recipe that trains a net of `nets.NETS`, every "auto" in it resolved.
+
+    The five lab models are recipes; the others take the lab's settings.  A change to "auto" leaves
+    the recipe's own setting.
+    """
+    from cifarflow import recipes
+
+    changes = {name: value for name, value in changes.items() if value != "auto"}
+    if model not in recipes.RECIPES:
+        changes = {"name": model, "model": model, "model_options": None, **changes}
+    recipe = recipes.get_recipe(model if model in recipes.RECIPES else "lab_cnn", **changes)
+    return recipes.resolve(recipe, dataset)
+
+
+class Cifarflow(Way):
+    """The path of `cifarflow.train_recipe`: its batches, its step, its compiled loop."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        super().__init__(spec)
+        from cifarflow import recipes
+        from cifarflow.data.pipeline import ArrayBatches
+        from cifarflow.models.flops import count_flops
+        from cifarflow.training.runner import StepRunner
+        from cifarflow.training.step import make_train_step
+
+        dataset = load_dataset(spec)
+        recipe = get_recipe(
+            spec["model"],
+            dataset,
+            batch_size=spec["batch_size"],
+            precision=spec["precision"],
+            jit_compile=spec["jit_compile"],
+        )
+        images, labels = dataset.train
+        self._batches = ArrayBatches(images, labels, batch_size=recipe.batch_size, seed=recipe.seed)
+        self._model = recipes.build_model(
+            recipe,
+            image_shape=dataset.image_shape,
+            num_classes=dataset.num_classes,
+            images=images,
+        )
+        self._optimizer = recipes.build_optimizer(
+            recipe, steps_per_epoch=self._batches.steps_per_epoch
+        )
+        self._jit_compile = recipe.jit_compile == "true"
+        # As `cifarflow.train` does it: one trace, many steps a call.
+        step = make_train_step(self._model, self._optimizer, jit_compile=self._jit_compile)
+        self._runner = StepRunner(
+            step, self._batches, first_step=0, last_step=2**40, jit_compile=self._jit_compile
+        )
+        self.facts = {
+            "parameters": sum(v.shape.num_elements() for v in self._model.trainable_variables),
+            "flops_per_image": count_flops(self._model, training=True),
+            "jit_compile": self._jit_compile,
+        }
+
+    def round(self, steps: int) -> float:
+        """One compiled call, as long as the loop's are or longer."""
+        start = time.perf_counter()
+        # Reading the loss waits until the device has finished.
+        float(self._runner.run(steps).loss)
+        return time.perf_counter() - start
+
+    def profile(self, steps: int) -> dict[str, Any]:
+        """Where the time of a step goes: see `cifarflow.profile`."""
+        import cifarflow
+
+        found = cifarflow.profile(
+            self._model,
+            self._optimizer,
+            batches=self._batches,
+            steps=steps,
+            jit_compile=self._jit_compile,
+        )
+        names = ("step_ms", "input_ms", "host_ms", "device_ms", "bound", "verdict")
+        return {name: getattr(found, name) for name in names}
+
+
+class KerasFit(Way):
+    """Keras `fit` on float32 arrays, as a user writes it.
+
+    A round is an epoch of so many steps, timed from its beginning to its end.  What `fit` does
+    once before the first epoch (the arrays become tensors) is left out.
+    """
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        super().__init__(spec)
+        import keras
+        import keras_models
+        import nets
+        import numpy as np
+
+        keras.config.set_dtype_policy(spec["precision"])
+        split = load_dataset(spec).train
+        self._images = split.images.astype("float32") / 255
+        if spec["model"] in nets.NORMALISED:
+            self._images = (self._images - np.float32(nets.MEAN)) / np.float32(nets.STD)
+        self._labels = split.labels
+        most = len(self._images) // spec["batch_size"]
+        together = self.choose_steps_per_execution(most)
+        model = keras_models.build(spec["model"])
+        schedule = keras.optimizers.schedules.InverseTimeDecay(spec["learning_rate"], 1, 1e-6)
+        model.compile(
+            optimizer=keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+            steps_per_execution=together,
+        )
+        self._model, self._keras, self._traces = model, keras, [0]
+        self._count_traces()
+        self.facts = {
+            "parameters": sum(int(np.prod(v.shape)) for v in model.trainable_variables),
+            "multiple": together,
+            "max_steps": most,
+        }
+
+    def choose_steps_per_execution(self, steps_per_epoch: int) -> int:
+        """Keras's own default."""
+        return 1
+
+    def _count_traces(self) -> None:
+        train_step, traces = self._model.train_step, self._traces
+
+        def counted(data: Any) -> Any:
+            traces[0] += 1
+            return train_step(data)
+
+        self._model.train_step = counted
+
+    def round(self, steps: int) -> float:
+        """One epoch of `fit`."""
+        before, times = self._traces[0], []
+
+        def note(epoch: int, logs: Any = None) -> None:
+            # At the end the logs hold numbers: the device has finished.
+            times.append(time.perf_counter())
+
+        self._model.fit(
+            self._images,
+            self._labels,
+            batch_size=self.spec["batch_size"],
+            steps_per_epoch=steps,
+            epochs=1,
+            verbose=0,
+            callbacks=[
+                self._keras.callbacks.LambdaCallback(on_epoch_begin=note, on_epoch_end=note)
+            ],
+        )
+        if before and self._traces[0] > before:
+            raise RuntimeError(f"Keras traced its step again, {self._traces[0]} times in all")
+        return times[1] - times[0]
+
+
+class KerasFitSpe(KerasFit):
+    """Keras `fit` with steps_per_execution."""
+
+    def choose_steps_per_execution(self, steps_per_epoch: int) -> int:
+        """50, or on a CPU as many as hold 1,600 images: no round is shorter than one call."""
+        most = 50 if self.spec["device"] == "gpu" else max(2, 1600 // self.spec["batch_size"])
+        return min(50, most, steps_per_epoch)
+
+
+class TorchEager(Way):
+    """A PyTorch loop: data resident as uint8, channels-last, fused SGD, nothing read in between."""
+
+    compiled = False
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        super().__init__(spec)
+        import torch
+        import torch_models
+
+        self._torch = torch
+        on_gpu = spec["device"] == "gpu"
+        device = torch.device("cuda" if on_gpu else "cpu")
+        torch.set_num_threads(worker.count_cores())
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")  # as TensorFlow has it on a GPU
+        split = load_dataset(spec).train
+        self._images = torch.tensor(split.images, device=device)
+        self._labels = torch.tensor(split.labels, dtype=torch.int64, device=device)
+        model = torch_models.build(spec["model"]).to(device).train()
+        if spec["model"] != "lab_mlp":
+            model = model.to(memory_format=torch.channels_last)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.SGD(
+            trained, lr=spec["learning_rate"], momentum=0.9, nesterov=True, fused=True
+        )
+        dtypes = {"mixed_bfloat16": torch.bfloat16, "mixed_float16": torch.float16}
+        half = dtypes.get(spec["precision"])
+        self._scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
+
+        def loss_of(images: Any, labels: Any) -> Any:
+            with torch.autocast(device.type, dtype=half, enabled=half is not None):
+                return torch.nn.functional.cross_entropy(model(images), labels)
+
+        if self.compiled:
+            mode = "max-autotune" if on_gpu else "default"
+            # For a quick look that it works the minute of a C++ compiler is too long.
+            how: Any = {"backend": "aot_eager"} if spec.get("quick") else {"mode": mode}
+            loss_of = torch.compile(loss_of, **how)
+        self._loss_of, self._device = loss_of, device
+        self._indices = self._draw()
+        self.facts = {"parameters": torch_models.count_parameters(model)}
+
+    def _draw(self) -> Iterator[Any]:
+        """Indices of the batches: a new order every epoch."""
+        size = self.spec["batch_size"]
+        for _ in itertools.count():
+            order = self._torch.randperm(len(self._images), device=self._device)
+            yield from order[: len(order) // size * size].split(size)
+
+    def round(self, steps: int) -> float:
+        """The training loop; the loss is read once, at the end."""
+        torch, optimizer = self._torch, self._optimizer
+        start = time.perf_counter()
+        total = torch.zeros((), device=self._device)
+        for index in itertools.islice(self._indices, steps):
+            images = self._images.index_select(0, index)
+            loss = self._loss_of(images, self._labels.index_select(0, index))
+            optimizer.zero_grad(set_to_none=True)
+            self._scaler.scale(loss).backward()
+            self._scaler.step(optimizer)
+            self._scaler.update()
+            total += loss.detach()
+        total.item()
+        return time.perf_counter() - start
+
+
+class TorchCompile(TorchEager):
+    """The same with the model and loss compiled, forward and backward."""
+
+    compiled = True
+
+
+class Gemm(Way):
+    """Products of large square matrices: the most that the machine computes in a precision.
+
+    Spec: precision, device, quick.  A step is one product of the size that was fastest.
+    """
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        super().__init__(spec)
+        import tensorflow as tf
+
+        self._tf, self._size = tf, 0
+
+        @tf.function
+        def products(a: Any, b: Any, count: Any) -> Any:
+            # Each product needs the one before, so that none can be left out.
+            for _ in tf.range(count):
+                a = tf.matmul(a, b)
+            return tf.reduce_sum(tf.cast(a[0], tf.float32))
+
+        self._products = products
+        sizes = (4096, 8192, 16384) if spec["device"] == "gpu" else (1024, 2048, 4096)
+        found: dict[int, float] = {}
+        for size in (256,) if spec.get("quick") else sizes:
+            self._set(size)
+            seconds = self.round(1)
+            # A large product of a precision that is emulated takes for ever.
+            if seconds > 2 and found:
+                break
+            found[size] = 2 * size**3 / min(self.round(2) / 2 for _ in range(3))
+        self._set(max(found, key=lambda size: found[size]))
+        self.facts = {"flops_per_step": 2 * self._size**3, "size": self._size}
+
+    def _set(self, size: int) -> None:
+        tf, self._size = self._tf, size
+        dtype = self.spec["precision"].removeprefix("mixed_")
+        normal = tf.random.stateless_normal([2, size, size], [1, 2])
+        # Products keep their size, so no number becomes infinite or denormal.
+        self._a, self._b = tf.unstack(tf.cast(normal / size**0.5, dtype))
+
+    def round(self, steps: int) -> float:
+        """So many products, one after another."""
+        start = time.perf_counter()
+        float(self._products(self._a, self._b, self._tf.constant(steps)))
+        return time.perf_counter() - start
+
+
+WAYS: dict[str, type[Way]] = {
+    "cifarflow": Cifarflow,
+    "keras_fit": KerasFit,
+    "keras_fit_spe": KerasFitSpe,
+    "torch_eager": TorchEager,
+    "torch_compile": TorchCompile,
+    "gemm": Gemm,
+}
+
+if __name__ == "__main__":
+    worker.serve(lambda spec: WAYS[spec["way"]](spec))

@@ -1,0 +1,514 @@
+"""The benchmark suite: its statistics, its workers, its checks, and a quick run of step_time.py."""
+
+import importlib.util
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+from cifarflow.errors import ConfigError, DataNotFoundError, WorkdirError
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+# As for `python benchmarks/step_time.py`, whose folder is where its imports come from.
+sys.path.insert(0, str(BENCHMARKS))
+
+import harness  # noqa: E402
+import nets  # noqa: E402
+import step_report  # noqa: E402
+import step_time  # noqa: E402
+import ways  # noqa: E402
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+
+
+def samples(*values):
+    return harness.Samples(values)
+
+
+# Statistics
+
+
+def test_samples_by_hand():
+    five = samples(4.0, 1.0, 3.0, 2.0, 5.0)
+    assert (five.n, five.median, five.low, five.high) == (5, 3, 1, 5)
+    # The quartiles of 1..5 are 2 and 4.
+    assert five.spread == pytest.approx(2 / 3)
+    assert samples(7.0).spread == 0
+    assert samples(1.0, 3.0).median == 2
+    assert five.to_json()["values"] == [4, 1, 3, 2, 5]
+    with pytest.raises(ValueError, match="at least one value"):
+        samples()
+
+
+def test_a_ratio_is_the_median_of_the_ratios_of_each_round():
+    theirs, ours = samples(2.0, 4.0, 9.0), samples(1.0, 4.0, 3.0)
+    assert theirs.over(ours).values == (2, 1, 3)
+    # The ratio of the medians would be 4/3.
+    assert theirs.over(ours).median == 2
+    with pytest.raises(ValueError, match="shorter"):
+        theirs.over(samples(1.0, 2.0))
+
+
+def test_rate():
+    assert samples(0.5, 0.25).rate(8).values == (16, 32)
+
+
+class Fake:
+    """A way whose steps take so long without taking any time."""
+
+    def __init__(self, seconds_a_step, calls=None, name="", **facts):
+        self.seconds_a_step, self.facts, self.name = seconds_a_step, facts, name
+        self.calls = calls if calls is not None else []
+
+    def round(self, steps):
+        self.calls.append((self.name, steps))
+        return self.seconds_a_step * steps
+
+
+@pytest.mark.parametrize(
+    ("seconds", "facts", "steps"),
+    [
+        (0.01, {}, 100),
+        (0.01, {"multiple": 30}, 90),
+        (0.01, {"max_steps": 50}, 50),
+        (0.01, {"max_steps": 50, "multiple": 30}, 30),
+        (3.0, {}, 1),
+        (3.0, {"multiple": 7}, 7),
+    ],
+)
+def test_calibrate(seconds, facts, steps):
+    fake = Fake(seconds, **facts)
+    assert harness.calibrate(fake, seconds_a_round=1.0) == steps
+    # The steps before are the warm-up: never fewer than asked for by the facts.
+    assert all(count % facts.get("multiple", 1) == 0 for _, count in fake.calls)
+
+
+def test_interleaved_rounds_turn_round():
+    calls = []
+    fakes = {name: Fake(1.0 + i, calls, name) for i, name in enumerate("abc")}
+    found = harness.interleave(fakes, rounds=3, seconds_a_round=1.0, settle_seconds=0)
+    assert "".join(name for name, _ in calls[-9:]) == "abccbaabc"
+    assert found["b"].values == (2, 2, 2)
+
+
+def test_table():
+    rows = [["ours", "2.5", "1.3x"], ["theirs", "10", "-"]]
+    assert harness.format_table(["way", "ms", "ratio"], rows).splitlines() == [
+        "| way    |  ms | ratio |",
+        "| ------ | --: | ----: |",
+        "| ours   | 2.5 |  1.3x |",
+        "| theirs |  10 |     - |",
+    ]
+
+
+# Workers
+
+CHILD = """
+import os, sys, time
+sys.path.insert(0, {path!r})
+import worker
+from cifarflow.errors import ConfigError
+
+class Way:
+    def __init__(self, spec):
+        if spec.get("refused"):
+            raise ConfigError("the spec is no good")
+        print("noise of Python")
+        os.write(1, b"noise of a library")
+        self.facts = {{"spec": spec["answer"]}}
+
+    def round(self, steps):
+        if steps == 13:
+            raise ValueError("first line\\nno luck")
+        if steps == 14:
+            os.kill(os.getpid(), 9)
+        if steps == 15:
+            time.sleep(60)
+        return steps / 4
+
+    def pid(self):
+        return os.getpid()
+
+worker.serve(Way)
+"""
+
+
+@pytest.fixture
+def child(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    path = tmp_path / "child.py"
+    path.write_text(CHILD.format(path=str(BENCHMARKS)))
+    return path
+
+
+def is_running(pid):
+    try:
+        # A zombie has a state too.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for_end(pid):
+    deadline = time.monotonic() + 20
+    while is_running(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_worker_answers(child):
+    with harness.Worker("ours", child, {"answer": 42}) as worker:
+        assert worker.facts["spec"] == 42
+        assert 0 < worker.facts["seconds_to_first_step"] < 60
+        assert worker.round(2) == 0.5
+        pid = worker.ask("pid")
+        assert is_running(pid)
+        assert worker.close()["peak_rss_bytes"] > 2**20
+        assert not is_running(pid)
+        with pytest.raises(harness.WorkerError, match="ours is not running"):
+            worker.round(1)
+
+
+def test_a_worker_ends_with_its_block(child):
+    with harness.Worker("ours", child, {"answer": 1}) as worker:
+        pid = worker.ask("pid")
+    assert not is_running(pid)
+
+
+@pytest.mark.parametrize(
+    ("steps", "line"),
+    [
+        (13, "the worker theirs ended with status 1: 'no luck'"),
+        (14, "the worker theirs was killed by signal 9: "),
+    ],
+)
+def test_a_worker_that_dies_is_one_line(child, capfd, steps, line):
+    with (
+        harness.Worker("theirs", child, {"answer": 1}) as worker,
+        pytest.raises(harness.WorkerError) as caught,
+    ):
+        worker.round(steps)
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+    # What it wrote is shown then, and only then.
+    assert ("Traceback" in capfd.readouterr().err) == (steps == 13)
+
+
+def test_what_a_worker_refuses_is_the_users_fault(child, capfd):
+    with (
+        pytest.raises(ConfigError, match=r"^the spec is no good$"),
+        harness.Worker("ours", child, {"refused": True}),
+    ):
+        pass
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_worker_outlives_the_benchmark(child, number):
+    steps = 15 if number == signal.SIGINT else 1
+    code = (
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import harness, time\n"
+        f"with harness.Worker('ours', {str(child)!r}, {{'answer': 1}}) as worker:\n"
+        f"    print(worker.ask('pid'), flush=True); worker.round({steps}); time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        pid = int(process.stdout.readline())
+        # To the parent alone, as from a job control that does not reach the whole group.
+        process.send_signal(number)
+        process.wait(timeout=20)
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
+    wait_for_end(pid)
+
+
+# Bad input, before anything runs
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ({"models": "lab_mlp,lab_foo"}, "--models must be one of .*, not 'lab_foo'"),
+        ({"models": ""}, "--models must be one of .*, not ''"),
+        ({"batch_sizes": "32,0"}, "--batch_sizes must be a whole number >= 1, not 0"),
+        ({"batch_sizes": "1.5"}, "--batch_sizes must be a whole number >= 1, not '1.5'"),
+        ({"batch_sizes": "-8"}, "--batch_sizes must be a whole number >= 1, not '-8'"),
+        ({"precisions": "float8"}, "--precisions must be one of .*, not 'float8'"),
+        ({"peer_precisions": "auto"}, "--peer_precisions must be one of .*, not 'auto'"),
+        ({"compare": "jax"}, "--compare must be one of none, all, keras, torch, not 'jax'"),
+        ({"compare": "keras,none"}, "--compare must be none or all alone.*not 'keras,none'"),
+        ({"seconds_a_round": 0.0}, "--seconds_a_round must be a finite number > 0, not 0.0"),
+        ({"jit_compile": "maybe"}, "--jit_compile must be one of auto, true, false, not 'maybe'"),
+    ],
+)
+def test_bad_plans(flags, line):
+    with pytest.raises(ConfigError, match=line):
+        step_time.make_plan(**flags)
+
+
+def test_a_peer_that_is_not_installed(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torch" else found(name)
+    )
+    with pytest.raises(ConfigError, match=r"--compare=keras,torch: torch is not installed: pip"):
+        step_time.make_plan(compare="keras,torch")
+    plan = step_time.make_plan(compare="all")
+    assert plan.peers == ("keras",)
+    assert plan.skipped == ('torch is not installed: pip install ".[compare]"',)
+    assert step_time.make_plan(compare="none").peers == ()
+
+
+def test_each_is_measured_once():
+    plan = step_time.make_plan(models="lab_mlp,lab_mlp", precisions="float32,auto", compare="keras")
+    assert plan.models == ("lab_mlp",)
+    specs = step_time.make_specs("lab_mlp", 32, plan, harness.Settings(), dataset=tiny.dataset())
+    # The recipe's own precision is float32, so that auto is the same again.
+    assert list(specs) == [
+        ("cifarflow", "float32"),
+        ("keras_fit", "float32"),
+        ("keras_fit_spe", "float32"),
+        ("gemm", "float32"),
+    ]
+
+
+def test_bad_settings(monkeypatch):
+    with pytest.raises(ConfigError, match="--rounds must be a whole number >= 1, not 0"):
+        harness.Settings(rounds=0)
+    with pytest.raises(ConfigError, match="--device must be one of auto, cpu, gpu, not 'tpu'"):
+        harness.Settings(device="tpu")
+    import tensorflow as tf
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [])
+    with pytest.raises(ConfigError, match="--device=gpu needs a GPU that TensorFlow sees"):
+        harness.Settings(device="gpu")
+    assert harness.Settings(device="auto").device == "cpu"
+
+
+def test_the_cpu_hides_the_gpus_from_the_workers(monkeypatch):
+    import tensorflow as tf
+
+    visible = []
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda *given: visible.append(given))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert harness.choose_device("cpu") == "cpu"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "-1"
+    assert visible == [([], "GPU")]
+
+
+def test_outputs_that_cannot_be_written(tmp_path):
+    file = tmp_path / "there.json"
+    file.write_text("old")
+    before = sorted(tmp_path.iterdir())
+    for path in (tmp_path, tmp_path / "no" / "x.json", file / "x.json", "", "/dev/null"):
+        for name in ("json", "plot"):
+            with pytest.raises(WorkdirError, match=f"--{name} (must be a file|cannot be written)"):
+                harness.Settings(**{name: path})
+    assert harness.Settings(json=str(file)).json == file
+    assert (sorted(tmp_path.iterdir()), file.read_text()) == (before, "old")
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "x.json"
+    harness.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="Out of range float"):
+        harness.write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_data_are_looked_for_first(tmp_path):
+    plan = step_time.make_plan(batch_sizes="32,50000")
+    with pytest.raises(DataNotFoundError):
+        step_time.load_images(harness.Settings(data="cifar10", data_dir=str(tmp_path)), plan)
+    with pytest.raises(ConfigError, match="at most the 8000 training images, not 50000"):
+        step_time.load_images(harness.Settings(data="standin"), plan)
+
+
+# The twins
+
+
+@pytest.mark.parametrize("name", nets.NETS)
+def test_the_twins_are_the_same_net(name):
+    import keras
+    import keras_models
+    import numpy as np
+
+    from cifarflow import recipes
+    from cifarflow.models.flops import count_flops
+
+    recipe = ways.get_recipe(name, tiny.dataset(), precision="float32")
+    ours = recipes.build_model(recipe, image_shape=(32, 32, 3), num_classes=10)
+    twin = keras_models.build(name)
+
+    def count(variables):
+        return sum(int(np.prod(v.shape)) for v in variables)
+
+    assert count(twin.trainable_variables) == count(ours.trainable_variables)
+    assert count(twin.variables) == count(ours.variables)
+    assert count_flops(twin, training=True) == count_flops(ours, training=True)
+    # Plain Keras: nothing of ours may make the peer faster, or slower.
+    assert all(type(layer).__module__.startswith("keras.") for layer in twin.layers)
+    assert keras.config.dtype_policy().name == "float32"
+
+
+@pytest.mark.parametrize("name", nets.NETS)
+def test_the_torch_twins_are_the_same_net(name):
+    torch = pytest.importorskip("torch")
+    import keras_models
+    import torch_models
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from cifarflow.models.flops import count_flops
+
+    ours, twin = keras_models.build(name), torch_models.build(name)
+    trained = sum(v.shape.num_elements() for v in ours.trainable_variables)
+    assert torch_models.count_parameters(twin) == trained
+    images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter:
+        logits = twin(images)
+    assert logits.shape == (2, 10)
+    assert counter.get_total_flops() == 2 * count_flops(ours)
+
+
+@pytest.mark.parametrize(
+    ("device", "batch_size", "steps_per_epoch", "together"),
+    [
+        ("cpu", 32, 1250, 50),
+        ("cpu", 512, 78, 3),
+        ("cpu", 4096, 9, 2),
+        ("gpu", 512, 78, 50),
+        ("gpu", 1024, 39, 39),
+        ("cpu", 8, 1, 1),
+    ],
+)
+def test_keras_steps_that_share_a_call(device, batch_size, steps_per_epoch, together):
+    way = object.__new__(ways.KerasFitSpe)
+    way.spec = {"device": device, "batch_size": batch_size}
+    assert way.choose_steps_per_execution(steps_per_epoch) == together
+
+
+def test_torch_draws_every_image_once_an_epoch():
+    pytest.importorskip("torch")
+    way = object.__new__(ways.TorchEager)
+    import torch
+
+    way.spec, way._torch, way._device = {"batch_size": 4}, torch, torch.device("cpu")
+    way._images = torch.zeros(10, 1)
+    drawn = [index.tolist() for index in itertools.islice(way._draw(), 6)]
+    assert all(len(index) == 4 for index in drawn)
+    for first in (0, 2, 4):
+        assert len({*drawn[first], *drawn[first + 1]}) == 8
+    assert drawn[:2] != drawn[2:4]
+
+
+# The runner
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    values = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "default",
+        "CIFARFLOW_CACHE": str(cache),
+        "KERAS_HOME": str(cache / "keras"),
+        "CUDA_VISIBLE_DEVICES": "-1",
+    }
+    for name in ("CIFARFLOW_DATA", "TF_CPP_MIN_LOG_LEVEL"):
+        values.pop(name, None)
+    return values
+
+
+def run(*words, env, cwd):
+    command = [sys.executable, str(BENCHMARKS / "step_time.py"), *map(str, words)]
+    return subprocess.run(
+        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory, env):
+    folder = tmp_path_factory.mktemp("quick")
+    words = "--quick --models=lab_mlp --compare=all --peer_precisions=float32 --data=standin"
+    done = run(*words.split(), "--json=all.json", "--plot=all.png", env=env, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_a_quick_run(quick):
+    folder, done = quick
+    assert sorted(path.name for path in folder.iterdir()) == ["all.json", "all.png"]
+    assert (folder / "all.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "all.png").stat().st_size > 10_000
+    record = json.loads((folder / "all.json").read_text())
+    environment = record["environment"]
+    assert environment["device"].startswith("cpu: ")
+    assert environment["cores"] >= 1
+    assert {"python", "tensorflow", "keras", "numpy"} <= set(environment["versions"])
+    assert environment["commit"]
+    assert environment["date"].startswith("20")
+    assert (record["rounds"], record["data"]["name"]) == (2, "standin")
+    (result,) = record["results"]
+    assert (result["model"], result["batch_size"]) == ("lab_mlp", 32)
+    assert result["trainable_parameters"] == 1_707_274
+    found = {row["label"]: row for row in result["ways"]}
+    peers = ["keras_fit", "keras_fit_spe", *(["torch_eager", "torch_compile"] * HAS_TORCH)]
+    assert list(found) == [f"{way} float32" for way in ("cifarflow", *peers)]
+    assert ("skipped: torch is not installed" in done.stdout) == (not HAS_TORCH)
+    for row in found.values():
+        seconds, rates = row["seconds_a_step"], row["images_per_second"]
+        assert seconds["n"] == len(seconds["values"]) == 2
+        assert rates["values"] == pytest.approx([32 / value for value in seconds["values"]])
+        gflop = 32 * result["training_flops_per_image"] / 1e9
+        assert row["gflops"]["values"] == pytest.approx([gflop / s for s in seconds["values"]])
+        assert row["peak_rss_bytes"] > 50 * 2**20
+        assert row["seconds_to_first_step"] > 0
+    (ratio,) = [r for r in result["ratios"] if r["against"] == "keras_fit float32"]
+    ours, theirs = (
+        found[name]["seconds_a_step"]["values"]
+        for name in ("cifarflow float32", "keras_fit float32")
+    )
+    assert ratio["ratio"]["values"] == pytest.approx(
+        [b / a for a, b in zip(ours, theirs, strict=True)]
+    )
+
+
+def test_a_quick_run_is_readable(quick):
+    folder, done = quick
+    record = json.loads((folder / "all.json").read_text())
+    (result,) = record["results"]
+    assert step_report.describe(result) in done.stdout
+    best = next(r for r in result["ratios"] if r["against"] == "best of keras")
+    assert best["is"] in ("keras_fit float32", "keras_fit_spe float32")
+    assert f"{best['ratio']['median']:.2f}x as fast as the best of keras" in done.stdout
+    split = next(row for row in result["ways"] if row["way"] == "cifarflow")["profile"]
+    assert split["bound"] in ("input", "host", "device")
+    parts = split["input_ms"] + split["host_ms"] + split["device_ms"]
+    assert parts == pytest.approx(split["step_ms"], rel=1e-3)
+    assert split["verdict"] in done.stdout
+    # The libraries' noise is held back; progress is not.
+    assert "lab_mlp, cifarflow float32: first step after" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_bad_input_is_one_line_and_status_2(tmp_path, env):
+    done = run("--device=gpu", "--json=x.json", env=env, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: --device=gpu needs a GPU that TensorFlow sees: there is none here\n"
+    )
+    assert (done.stdout, list(tmp_path.iterdir())) == ("", [])
