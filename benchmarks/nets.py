@@ -37,6 +37,8 @@ MLP_UNITS = (512, 256)  # tanh
 RESNET_WIDTHS, RESNET_BLOCKS = (16, 32, 64), 3  # of each stage: 20 layers
 SPEEDNET_WIDTHS = (64, 256, 256)
 NETS = ("lab_mlp", *CNNS, "resnet", "speednet")
+# One pixel and ten outputs: nothing to compute, so what its step takes is what a step costs.
+EMPTY = "empty"
 # These take images of mean 0 and deviation 1, the others 0..1.
 NORMALISED = ("resnet", "speednet")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

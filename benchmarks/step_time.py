@@ -46,7 +46,7 @@ class Plan:
     """What is measured, checked.
 
     Attributes:
-      models: names in `nets.NETS`.
+      models: names in `nets.NETS`, or `nets.EMPTY`.
       batch_sizes: examples a step.
       precisions: of our own steps; "auto" is the recipe's.
       peers: names in `PEERS`.
@@ -114,11 +114,13 @@ def make_plan(
     """
     peers, skipped = choose_peers(compare)
     return Plan(
-        models=harness.parse_choices("--models", models, nets.NETS),
+        models=harness.parse_choices("--models", models, (*nets.NETS, nets.EMPTY)),
         batch_sizes=harness.parse_batch_sizes(batch_sizes),
         precisions=harness.parse_choices("--precisions", precisions, PRECISIONS),
         peers=peers,
-        peer_precisions=harness.parse_choices("--peer_precisions", peer_precisions, _PEER_PRECISIONS),
+        peer_precisions=harness.parse_choices(
+            "--peer_precisions", peer_precisions, _PEER_PRECISIONS
+        ),
         skipped=skipped,
         profile=profile,
         seconds_a_round=check_float("--seconds_a_round", seconds_a_round, above_minimum=True),

@@ -37,6 +37,13 @@ class _Scale(nn.Module):
         return x * self.factor + self.offset if self.normalised else x * (1 / 255)
 
 
+class _FirstPixel(nn.Module):
+    """[B, C, H, W] -> [B, C], the top left pixel."""
+
+    def forward(self, images: Any) -> Any:
+        return images[:, :, 0, 0]
+
+
 class _FlattenLast(nn.Module):
     """Flattens [B, C, H, W] in the order it has in memory, without a copy."""
 
@@ -73,8 +80,10 @@ class _Multiply(nn.Module):
 
 
 def build(name: str) -> Any:
-    """Builds the net of that name; one of `nets.NETS`."""
+    """Builds the net of that name; one of `nets.NETS`, or `nets.EMPTY`."""
     scale = _Scale(name in nets.NORMALISED)
+    if name == nets.EMPTY:
+        return nn.Sequential(scale, _FirstPixel(), nn.Linear(3, nets.CLASSES))
     if name == "lab_mlp":
         return nn.Sequential(scale, _FlattenLast(), *_mlp())
     if name == "resnet":

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 # Everything else is imported by the way that needs it: only its own library may be in a process.
+import nets
 import worker
 
 
@@ -59,7 +60,9 @@ def get_recipe(model: str, dataset: Any, **changes: Any) -> Any:
     from cifarflow import recipes
 
     changes = {name: value for name, value in changes.items() if value != "auto"}
-    if model not in recipes.RECIPES:
+    if model == nets.EMPTY:
+        changes = {"name": model, **changes}
+    elif model not in recipes.RECIPES:
         changes = {"name": model, "model": model, "model_options": None, **changes}
     recipe = recipes.get_recipe(model if model in recipes.RECIPES else "lab_cnn", **changes)
     return recipes.resolve(recipe, dataset)
@@ -86,12 +89,17 @@ class Cifarflow(Way):
         )
         images, labels = dataset.train
         self._batches = ArrayBatches(images, labels, batch_size=recipe.batch_size, seed=recipe.seed)
-        self._model = recipes.build_model(
-            recipe,
-            image_shape=dataset.image_shape,
-            num_classes=dataset.num_classes,
-            images=images,
-        )
+        if spec["model"] == nets.EMPTY:
+            import keras_models
+
+            self._model = keras_models.build(nets.EMPTY)
+        else:
+            self._model = recipes.build_model(
+                recipe,
+                image_shape=dataset.image_shape,
+                num_classes=dataset.num_classes,
+                images=images,
+            )
         self._optimizer = recipes.build_optimizer(
             recipe, steps_per_epoch=self._batches.steps_per_epoch
         )
@@ -140,7 +148,6 @@ class KerasFit(Way):
         super().__init__(spec)
         import keras
         import keras_models
-        import nets
         import numpy as np
 
         keras.config.set_dtype_policy(spec["precision"])

@@ -75,6 +75,14 @@ def test_xla_compiles_the_loop_and_everything_in_it():
     assert graph.attr["_XlaMustCompile"].b
 
 
+def test_xla_need_not_compile_anew_for_other_steps():
+    runner, _, _ = runner_of(tiny.batches(), jit_compile=True)
+    types = {operation.type for operation in runner.compile().graph.get_operations()}
+    # Their arguments must be constants for XLA: it would compile a program for each first step.
+    assert "While" in types or "StatelessWhile" in types
+    assert not types & {"Range", "StridedSlice", "Slice"}
+
+
 def test_xla_trains_a_convolutional_net_with_all_its_parts():
     def model():
         return tiny.tiny_cnn(dropout=0.25, batch_norm_momentum=0.7, activation="gelu")

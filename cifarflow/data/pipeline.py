@@ -217,7 +217,9 @@ class ArrayBatches:
             if has_gpu():
                 with tf.init_scope(), tf.device("GPU:0"):
                     self._on_device = (tf.identity(self._images), tf.identity(self._labels))
-        return self._batch(step, order[step % self.steps_per_epoch], *self._on_device)
+        # Not order[...]: XLA would compile anew for each first step.
+        indices = tf.gather(order, step % self.steps_per_epoch)
+        return self._batch(step, indices, *self._on_device)
 
     def _draw_at(self, step: int) -> tuple[Any, Any]:
         epoch, position = divmod(step, self.steps_per_epoch)

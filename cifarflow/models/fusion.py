@@ -11,6 +11,8 @@ training step is made of, layer by layer, where the layers are known and it pays
 - Dropout: a random byte an element (two where the rate asks for it) in place of a float.
 - An activation followed by max pooling: pooled first, so that the activation and its gradient see
   a quarter of the elements.  For activations that never fall the two orders give equal outputs.
+  A convolution's own ReLU stays, since it costs nothing at the end of the convolution's kernel;
+  only its gradient changes places with that of the pool.
 - GELU and SiLU: one pass forward and one back, compiled by XLA, in place of a dozen.
 - The gradient of a convolution's filters, bfloat16 on a CPU: as a convolution of its own where the
   kernel made for it is slow, which it is on small images.  Where the activations are large it goes
@@ -21,7 +23,6 @@ Anything else runs as Keras runs it.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -69,9 +70,8 @@ def fuse(model: Any) -> Callable[[Any], Any]:
         values = {id(given): tf.cast(images, given.dtype)}
         for node, kernel in zip(nodes, kernels, strict=True):
             args, kwargs = node.arguments.fill_in(values)
-            # Keras's layers open a scope of their own; a trace knows a layer by its scope.
-            own_scope = kernel is node.operation
-            with contextlib.nullcontext() if own_scope else tf.name_scope(node.operation.name):
+            # A trace knows a layer by its scope; the last slash keeps TensorFlow from numbering it.
+            with tf.name_scope(f"{model.name}/{node.operation.name}/"):
                 outputs = kernel(*args, **kwargs)
             values.update(
                 (id(key), value)
@@ -110,7 +110,7 @@ def _choose_kernels(nodes: list[Any], outputs: list[Any]) -> list[Callable[..., 
         activation = _activation_of(layer)
         if activation in _RISING:
             kernels[before] = _without_activation(layer)
-            kernels[index] = _activated_after(node.operation, activation)
+            kernels[index] = _activated_after(node.operation, layer, activation)
     return kernels
 
 
@@ -165,6 +165,22 @@ def _is_plain_convolution(layer: Any) -> bool:
     )
 
 
+def _custom_gradient(function: Callable[..., Any]) -> Any:
+    """As `tf.custom_gradient`; a trace knows the operations of the gradient by their scope too."""
+
+    def scoped(*args: Any) -> tuple[Any, Callable[[Any], Any]]:
+        scope = f"gradient_tape/{tf.get_current_name_scope()}".rstrip("/")
+        outputs, gradient = function(*args)
+
+        def scoped_gradient(upstream: Any) -> Any:
+            with tf.name_scope(f"{scope}/"):
+                return gradient(upstream)
+
+        return outputs, scoped_gradient
+
+    return tf.custom_gradient(scoped)
+
+
 def _batch_norm(layer: Any) -> Callable[[Any], Any]:
     def normalise(inputs: Any, mask: Any = None) -> Any:
         if mask is not None:
@@ -200,6 +216,7 @@ def _dropout(layer: Any) -> Callable[[Any], Any]:
     def drop(inputs: Any, **_: Any) -> Any:
         inputs = tf.cast(inputs, layer.compute_dtype)
         draws = _random_integers(inputs, layer.seed_generator.next(), levels)
+        # In one pass by XLA this is no faster: what it saves, starting its program costs.
         kept = tf.cast(draws >= tf.cast(dropped, draws.dtype), inputs.dtype)
         return inputs * (kept * tf.cast(scale, inputs.dtype))
 
@@ -269,7 +286,7 @@ def _convolve(images: Any, kernel: Any, padding: str) -> Any:
     if not as_convolution and not in_order:
         return tf.nn.conv2d(images, kernel, 1, padding)
 
-    @tf.custom_gradient
+    @_custom_gradient
     def convolve(images: Any, kernel: Any) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
         def gradient(upstream: Any) -> tuple[Any, Any]:
             if as_convolution:
@@ -313,8 +330,38 @@ def _kernel_gradient(images: Any, kernel: Any, upstream: Any, padding: str) -> A
     return tf.transpose(found, [1, 2, 0, 3])
 
 
-def _activated_after(pool: Any, activation: Any) -> Callable[[Any], Any]:
+def _activated_after(pool: Any, layer: Any, activation: Any) -> Callable[[Any], Any]:
+    is_free = activation is keras.activations.relu and type(layer) is keras.layers.Conv2D
+    if is_free and pool.data_format == "channels_last":
+        return lambda inputs: _relu_and_pool(inputs, pool, layer)
     return lambda inputs: activation(pool(inputs))
+
+
+def _relu_and_pool(inputs: Any, pool: Any, convolution: Any) -> Any:
+    windows = {
+        "ksize": [1, *pool.pool_size, 1],
+        "strides": [1, *pool.strides, 1],
+        "padding": pool.padding.upper(),
+    }
+
+    @_custom_gradient
+    def relu_and_pool(inputs: Any) -> tuple[Any, Callable[[Any], Any]]:
+        # In the scope of the convolution, whose kernel it becomes a part of.
+        model_scope = tf.get_current_name_scope().rpartition("/")[0]
+        with tf.name_scope(f"{model_scope}/{convolution.name}/"):
+            rectified = tf.nn.relu(inputs)
+        outputs = tf.raw_ops.MaxPool(input=rectified, **windows)
+
+        def gradient(upstream: Any) -> Any:
+            # What a pool took from its window is above zero where the pool's output is.
+            upstream = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)
+            return tf.raw_ops.MaxPoolGrad(
+                orig_input=rectified, orig_output=outputs, grad=upstream, **windows
+            )
+
+        return outputs, gradient
+
+    return relu_and_pool(inputs)
 
 
 def _by_xla(function: Callable[[Any], Any], slope: Callable[[Any], Any]) -> Any:
@@ -333,7 +380,7 @@ def _by_xla(function: Callable[[Any], Any], slope: Callable[[Any], Any]) -> Any:
     def gradients(x: Any, upstream: Any) -> Any:
         return tf.cast(slope(tf.cast(x, tf.float32)) * tf.cast(upstream, tf.float32), x.dtype)
 
-    @tf.custom_gradient
+    @_custom_gradient
     def activation(x: Any) -> tuple[Any, Callable[[Any], Any]]:
         return values(x), lambda upstream: gradients(x, upstream)
 

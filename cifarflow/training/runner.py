@@ -126,10 +126,17 @@ def _drawing(train_step: Any, batches: ArrayBatches, *, jit_compile: bool) -> An
     @tf.function(jit_compile=jit_compile)
     def run_steps(order: Any, first_step: Any, last_step: Any) -> Sums:
         sums = _no_sums()
-        for step in tf.range(first_step, last_step):
+        with tf.name_scope(INPUT_SCOPE):
+            images, labels = batches.draw(order, first_step)
+        # XLA would compile a loop over tf.range(first_step, last_step) anew for each of its bounds.
+        step = first_step
+        while step < last_step:
+            step += 1
+            # A batch ahead, as nothing of it depends on the step: the two run side by side.
             with tf.name_scope(INPUT_SCOPE):
-                images, labels = batches.draw(order, step)
+                next_images, next_labels = batches.draw(order, step)
             sums = _add(sums, train_step(images, labels))
+            images, labels = next_images, next_labels
         return Sums(*sums)
 
     return run_steps
