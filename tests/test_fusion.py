@@ -359,3 +359,78 @@ def test_training_argument_of_a_call_is_overridden_as_keras_does():
     x = L.SpatialDropout2D(0.5, seed=1)(inputs, training=False)
     outputs = fuse(keras.Model(inputs, x))(np.ones((2, *tiny.SHAPE), np.uint8)).numpy()
     assert (outputs == 0).any()
+
+
+class Block(L.Layer):
+    """As many write a layer: its own call says nothing of training, the layers inside mind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.drop = L.BatchNormalization(), L.Dropout(0.5, seed=1)
+
+    def call(self, x):
+        return self.drop(self.norm(x))
+
+
+class Doubled(keras.Model):
+    def call(self, images, training=None):
+        return 2 * super().call(images, training=training)
+
+
+def test_layers_inside_a_layer_that_says_nothing_of_training_train():
+    block = Block()
+    model = model_of(block)
+    outputs = fuse(keras.Model(model.inputs[0], model.layers[-3].output))(images_of()).numpy()
+    assert (outputs == 0).mean() == pytest.approx(0.5, abs=0.05)
+    assert np.abs(block.norm.moving_mean).max() > 0
+
+
+def test_a_call_of_ones_own_is_called():
+    inputs = keras.Input(tiny.SHAPE)
+    outputs = L.Dense(3)(L.Flatten()(inputs))
+    model = Doubled(inputs, outputs)
+    images = images_of().astype(np.float32)
+    np.testing.assert_array_equal(fuse(model)(images), model(images, training=True))
+    np.testing.assert_allclose(fuse(model)(images), 2 * keras.Model(inputs, outputs)(images))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_told_to_train_or_not(training):
+    inputs = keras.Input(tiny.SHAPE)
+    x = L.BatchNormalization()(L.Conv2D(4, 3)(L.Rescaling(1 / 64, -2)(inputs)), training=training)
+    assert_same(keras.Model(inputs, L.Dense(3)(L.Flatten()(x))), images_of(), 3e-4)
+
+
+def test_a_list_of_one_output_is_that_output():
+    inputs = keras.Input(tiny.SHAPE)
+    model = keras.Model(inputs, [L.Dense(3)(L.Flatten()(inputs))])
+    assert fuse(model)(images_of()).shape == (16, 3)
+    assert float(make_train_step(model, SGD(0.0))(images_of(), np.zeros(16, np.int32)).examples)
+
+
+def test_images_of_unknown_sides():
+    inputs = keras.Input((None, None, 3))
+    model = keras.Model(inputs, L.Dropout(0.5, seed=1)(L.Conv2D(3, 3)(inputs)))
+    forward = tf.function(fuse(model), input_signature=[tf.TensorSpec([None, None, None, 3])])
+    assert (forward(tf.ones([2, 8, 9, 3])).numpy() == 0).mean() == pytest.approx(0.5, abs=0.15)
+
+
+def test_a_pool_in_another_precision_keeps_it():
+    layers = [
+        L.Conv2D(4, 3, activation="relu", dtype="mixed_bfloat16"),
+        L.MaxPooling2D(2, dtype="float32"),
+    ]
+    model = model_of(*layers)
+    pooled = keras.Model(model.inputs[0], layers[-1].output)
+    assert fuse(pooled)(images_of()).dtype == pooled(images_of()).dtype
+
+
+def test_float64_stays_float64():
+    x = np.linspace(-3, 3, 100)
+    exact = {
+        "gelu": x * [0.5 * math.erfc(-each / math.sqrt(2)) for each in x],
+        "silu": x / (1 + np.exp(-x)),
+    }
+    for name, expected in exact.items():
+        own = fusion._XLA_ACTIVATIONS[keras.activations.get(name)]
+        np.testing.assert_allclose(own(tf.constant(x)), expected, rtol=1e-12, atol=1e-15)

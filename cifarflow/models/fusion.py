@@ -8,7 +8,8 @@ training step is made of, layer by layer, where the layers are known and it pays
 
 - BatchNormalization: one fused kernel forward and one back in place of some fifteen passes over
   the activations, and no copy of them in float32 under mixed precision.
-- Dropout: a random byte an element (two where the rate asks for it) in place of a float.
+- Dropout: a random byte an element (two where the rate asks for it) in place of a float, so a rate
+  is as near as 1/65536.
 - An activation followed by max pooling: pooled first, so that the activation and its gradient see
   a quarter of the elements.  For activations that never fall the two orders give equal outputs.
   A convolution's own ReLU stays, since it costs nothing at the end of the convolution's kernel;
@@ -18,7 +19,7 @@ training step is made of, layer by layer, where the layers are known and it pays
   kernel made for it is slow, which it is on small images.  Where the activations are large it goes
   before the gradient of the images, not beside it, so that the two do not fight for the cache.
 
-Anything else runs as Keras runs it.
+Anything else runs as Keras runs it, models inside models too.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ _RISING = frozenset(
 )
 
 
+# The class of functional models has no public name.
+_INPUT = keras.Input((1,))
+_FUNCTIONAL_CALL = type(keras.Model(_INPUT, _INPUT)).call
+
+
 def fuse(model: Any) -> Callable[[Any], Any]:
     """Returns the model's training pass, by fused kernels where there are some.
 
@@ -52,7 +58,7 @@ def fuse(model: Any) -> Callable[[Any], Any]:
       to rounding and to which elements dropout draws, and updates the same variables.
     """
     graph: Any = getattr(model, "_functional", model)
-    if not hasattr(graph, "_nodes_by_depth") or len(graph.inputs) != 1 or _has_side_effects(model):
+    if not _is_known(model) or len(graph.inputs) != 1 or _has_side_effects(model):
         return lambda images: model(images, training=True)
     nodes_by_depth = graph._nodes_by_depth
     nodes = [
@@ -77,20 +83,38 @@ def fuse(model: Any) -> Callable[[Any], Any]:
                 (id(key), value)
                 for key, value in zip(node.outputs, tf.nest.flatten(outputs), strict=True)
             )
-        return tf.nest.pack_sequence_as(
-            graph._outputs_struct, [values[id(output)] for output in graph.outputs]
-        )
+        outputs = [values[id(output)] for output in graph.outputs]
+        if len(outputs) == 1 and isinstance(graph._outputs_struct, (list, tuple)):
+            return outputs[0]  # as Keras does
+        return tf.nest.pack_sequence_as(graph._outputs_struct, outputs)
 
     return forward
 
 
+def _is_known(model: Any) -> bool:
+    """Whether calling the model is running its graph, and nothing of its author's."""
+    graph = getattr(model, "_functional", None) or model
+    if not hasattr(graph, "_nodes_by_depth"):
+        return False
+    return type(model).call in (keras.Sequential.call, _FUNCTIONAL_CALL)
+
+
 def _has_side_effects(model: Any) -> bool:
-    """Whether a layer does more than return its outputs, which only Keras's own call minds."""
+    """Whether a layer does more than return its outputs, which only Keras's own call minds.
+
+    One is to tell the layers inside that they train, where a layer's own call does not.
+    """
     return any(
         getattr(layer, "activity_regularizer", None) is not None
         or isinstance(layer, (keras.layers.Masking, keras.layers.Embedding))
+        or (_has_layers_inside(layer) and not getattr(layer, "_call_has_training_arg", False))
         for layer in model._flatten_layers()
+        if layer is not model
     )
+
+
+def _has_layers_inside(layer: Any) -> bool:
+    return bool(list(layer._flatten_layers(include_self=False)))
 
 
 def _choose_kernels(nodes: list[Any], outputs: list[Any]) -> list[Callable[..., Any]]:
@@ -182,7 +206,7 @@ def _custom_gradient(function: Callable[..., Any]) -> Any:
 
 
 def _batch_norm(layer: Any) -> Callable[[Any], Any]:
-    def normalise(inputs: Any, mask: Any = None) -> Any:
+    def normalise(inputs: Any, mask: Any = None, **_: Any) -> Any:
         if mask is not None:
             return layer(inputs, training=True, mask=mask)
         inputs = tf.cast(inputs, layer.compute_dtype)
@@ -236,7 +260,8 @@ def _random_integers(like: Any, seed: Any, levels: int) -> Any:
         alg="philox",
     )
     draws = tf.reshape(tf.bitcast(words, dtype), [-1])
-    if like.shape[1:].num_elements() % a_word:
+    count = like.shape[1:].num_elements()
+    if count is None or count % a_word:
         draws = draws[: tf.size(like)]
     return tf.reshape(draws, tf.shape(like))
 
@@ -333,7 +358,7 @@ def _kernel_gradient(images: Any, kernel: Any, upstream: Any, padding: str) -> A
 def _activated_after(pool: Any, layer: Any, activation: Any) -> Callable[[Any], Any]:
     is_free = activation is keras.activations.relu and type(layer) is keras.layers.Conv2D
     if is_free and pool.data_format == "channels_last":
-        return lambda inputs: _relu_and_pool(inputs, pool, layer)
+        return lambda inputs: tf.cast(_relu_and_pool(inputs, pool, layer), pool.compute_dtype)
     return lambda inputs: activation(pool(inputs))
 
 
@@ -365,26 +390,30 @@ def _relu_and_pool(inputs: Any, pool: Any, convolution: Any) -> Any:
 
 
 def _by_xla(function: Callable[[Any], Any], slope: Callable[[Any], Any]) -> Any:
-    """An elementwise function of one pass forward and one back, computed in float32.
+    """An elementwise function of one pass forward and one back, in float32 if not in float64.
 
     Args:
-      function: of a float32 tensor.
+      function: of a float32 or float64 tensor.
       slope: its derivative, of the same.
     """
 
     @tf.function(jit_compile=True, autograph=False)
     def values(x: Any) -> Any:
-        return tf.cast(function(tf.cast(x, tf.float32)), x.dtype)
+        return tf.cast(function(_at_least_float32(x)), x.dtype)
 
     @tf.function(jit_compile=True, autograph=False)
     def gradients(x: Any, upstream: Any) -> Any:
-        return tf.cast(slope(tf.cast(x, tf.float32)) * tf.cast(upstream, tf.float32), x.dtype)
+        return tf.cast(slope(_at_least_float32(x)) * _at_least_float32(upstream), x.dtype)
 
     @_custom_gradient
     def activation(x: Any) -> tuple[Any, Callable[[Any], Any]]:
         return values(x), lambda upstream: gradients(x, upstream)
 
     return activation
+
+
+def _at_least_float32(x: Any) -> Any:
+    return tf.cast(x, tf.float32) if x.dtype.size < 4 else x
 
 
 def _normal_cdf(x: Any) -> Any:
