@@ -461,3 +461,19 @@ def test_a_dataset_must_be_a_dataset(bad):
     with pytest.raises(DataError, match=r"must be a tf\.data\.Dataset, not ") as caught:
         DatasetBatches(bad)
     assert repr(bad) in str(caught.value)
+
+
+def test_the_order_of_an_epoch():
+    batches = batches_of(batch_size=5, seed=3)
+    orders = [batches.order(epoch).numpy() for epoch in (0, 0, 1)]
+    assert orders[0].shape == (batches.steps_per_epoch, 5)
+    np.testing.assert_array_equal(orders[0], orders[1])
+    assert (orders[0] != orders[2]).any()
+    assert len(np.unique(orders[0])) == orders[0].size
+    with pytest.raises(ConfigError, match="epoch must be a whole number >= 0, not -1"):
+        batches.order(-1)
+
+
+def test_resident_must_be_said_plainly():
+    with pytest.raises(ConfigError, match="resident must be True, False or None, not 'yes'"):
+        batches_of(resident="yes")

@@ -1,4 +1,4 @@
-"""Batches for training and evaluation, through `tf.data`.
+"""Batches for training and evaluation.
 
     batches = ArrayBatches(images, labels, batch_size=32, seed=0, augment=make_augment("flip"))
     for images, labels in batches.dataset(first_step=0, last_step=100):
@@ -85,8 +85,8 @@ class ArrayBatches:
       num_classes: if given, labels are checked against it.
       resident: whether training draws the batches inside its compiled calls, from arrays on the
         device that trains, and not through `tf.data`.  The batches are the same; drawing them
-        inside costs less, unless `augment` is long or not for a GPU.  None means yes, if the
-        images take at most 4 GiB.
+        inside costs less, unless `augment` takes long; one that calls Python needs False under
+        XLA.  None means yes, if the images take at most 4 GiB.
 
     Attributes:
       steps_per_epoch: N // batch_size.
@@ -219,7 +219,9 @@ class ArrayBatches:
                     self._on_device = (tf.identity(self._images), tf.identity(self._labels))
         # Not order[...]: XLA would compile anew for each first step.
         indices = tf.gather(order, step % self.steps_per_epoch)
-        return self._batch(step, indices, *self._on_device)
+        # TensorFlow's own gather of uint8 has no kernel for a GPU: XLA makes one.
+        batch = tf.function(self._batch, jit_compile=True) if has_gpu() else self._batch
+        return batch(step, indices, *self._on_device)
 
     def _draw_at(self, step: int) -> tuple[Any, Any]:
         epoch, position = divmod(step, self.steps_per_epoch)
