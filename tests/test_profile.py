@@ -25,6 +25,7 @@ from cifarflow.training import profile as module
 from cifarflow.training import trace
 from cifarflow.training.checkpoints import hash_arrays
 from cifarflow.training.profile import OpTime, Profile, profile
+from cifarflow.training.runner import INPUT_SCOPE
 from cifarflow.training.trace import Line, Span, read_trace, split_time
 
 MARK = "profiled_steps"
@@ -128,11 +129,27 @@ def test_operations_are_named_after_their_layers():
         assert any(kind.startswith("Conv2DBackpropFilter") for kind in of_layer)
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_gradients_made_by_hand_are_named_too(policy):
+    # Wide and of large batches, so that each of the gradients of `fuse` is in it.
+    options = {"filters": (64, 64), "padding": "same", "activation": "relu"}
+    model = tiny.tiny_cnn(**options, dtype_policy=policy)
+    found = profile_tiny(model, batches=tiny.batches(count=64, batch_size=32), steps=2)
+    unnamed = {op.kind for op in found.ops if op.family == "convolution" and "(" not in op.kind}
+    assert not unnamed
+    assert not {"MaxPoolGrad", "ReluGrad"} & {op.kind for op in found.ops}
+    convolutions = {layer.name for layer in model.layers if isinstance(layer, keras.layers.Conv2D)}
+    named = {op.kind.partition("(")[2][:-1] for op in found.ops if op.family == "convolution"}
+    assert named == convolutions
+
+
 def test_with_xla():
     found = profile_tiny(jit_compile=True)
     check_split(found)
     assert found.jit_compile
-    assert any(op.kind == "MatMul" and op.family == "product" for op in found.ops)
+    products = {op.kind for op in found.ops if op.family == "product"}
+    assert {"MatMul (logits)", "MatMul gradient (logits)"} <= products
+    assert not any(op.kind.startswith("while") for op in found.ops)
     assert "with XLA" in found.table()
 
 
@@ -221,7 +238,7 @@ def test_the_chrome_trace(starved):
     threads = {(e["pid"], e["tid"]): e["args"]["name"] for e in names if e["name"] == "thread_name"}
     processes = {e["pid"]: e["args"]["name"] for e in names if e["name"] == "process_name"}
     assert "/host:CPU" in processes.values()
-    assert "python" in threads.values()
+    assert any(name.startswith("tf_Compute") for name in threads.values())
     assert all((e["pid"], e["tid"]) in threads and e["pid"] in processes for e in events)
     times = [event["ts"] for event in events]
     assert times == sorted(times)
@@ -265,7 +282,8 @@ def host(name, *spans):
     return Line("/host:CPU", name, spans)
 
 
-PYTHON = host("python", span(MARK, 0, 120), span("KernelAndDeviceFunc::Run", 10, 110))
+CALL = "EagerLocalExecute: __inference_run_steps_17"
+PYTHON = host("python", span(MARK, 0, 120), span(CALL, 10, 110))
 
 
 def test_a_trace_taken_apart():
@@ -320,7 +338,7 @@ def test_a_trace_taken_apart():
         ("while/sub", "Sub"): (2, 1),
         ("late", "Mul"): (10, 1),
     }
-    assert split.data == {"GatherV2": 20, "Cast": 8}
+    assert split.data == {("GatherV2", "GatherV2"): 20, ("Cast", "Cast"): 8}
     assert split.stages == {"Root": 6, "ParallelMap": 8, "Batch": 6}
 
 
@@ -334,8 +352,61 @@ def test_xla_hands_work_to_other_threads():
     ]
     split = split_time(lines, mark=MARK)
     assert split.device == 30
+    # A loop only holds others.
+    lines[1].spans.append(span("while.2", 36, 100, hlo_op="while.2"))
+    assert split_time(lines, mark=MARK) == split
     # `add` began last on its line; once it has ended the line is the other's again.
     assert split.operations == {("dot.3", ""): (25, 1), ("add", ""): (5, 1)}
+
+
+def test_batches_drawn_within_the_call_are_input():
+    lines = [
+        PYTHON,
+        host(
+            "tf_Compute/1",
+            span("while/draw_batch/GatherV2:GatherV2", 20, 30),
+            span("while/draw_batch_1/dense:MatMul", 30, 50),
+        ),
+        # Half of it beside the step.
+        host("tf_Compute/2", span("while/draw_batch/augment/Mul:Mul", 40, 60)),
+        host("tf_Compute/3", span("add.7", 70, 75, hlo_op="add.7", scope="while/draw_batch")),
+    ]
+    split = split_time(lines, mark=MARK, input_scope=INPUT_SCOPE)
+    assert (split.total, split.device, split.input) == (100, 20, 10 + 10 + 5)
+    assert split.operations == {("while/draw_batch_1/dense", "MatMul"): (20, 1)}
+    assert split.data == {
+        ("while/draw_batch/GatherV2", "GatherV2"): 10,
+        ("while/draw_batch/augment/Mul", "Mul"): 20,
+        ("while/draw_batch/add.7", ""): 5,
+    }
+    # Without the scope they are operations like others.
+    assert split_time(lines, mark=MARK).device == 40 + 5
+
+
+def test_several_calls():
+    # What is between them, such as drawing the order of an epoch, is in none.
+    run = "EagerLocalExecute: "
+    python = host(
+        "python",
+        span(MARK, 0, 120),
+        span(CALL, 10, 40),
+        span(f"{run}TopKV2", 50, 60),
+        span(CALL, 70, 110),
+        span(CALL, 130, 140),
+    )
+    lines = [
+        python,
+        host("tf_Compute/1", span("a:Mul", 30, 80), span("IteratorGetNextOp::DoCompute", 100, 120)),
+        host("tf_Compute/2", span("TopKV2:TopKV2", 50, 60), span("b:Add", 90, 95)),
+    ]
+    split = split_time(lines, mark=MARK)
+    assert (split.total, split.device, split.input) == (30 + 40, 10 + 10 + 5, 10)
+    assert split.operations == {("a", "Mul"): (20, 1), ("b", "Add"): (5, 1)}
+    # A GPU goes on when the call has returned, at most until the mark ends or the next call.
+    for ends, total in ((45, 35 + 40), (75, 60 + 40)):
+        kernels = [span("k", 35, ends), span("k", 100, 118), span("k", 121, 130)]
+        lines = [python, Line("/device:GPU:0", "Stream #1", kernels)]
+        assert split_time(lines, mark=MARK, on_gpu=True).total == total + 8
 
 
 def test_on_a_gpu_its_kernels_compute():
@@ -403,6 +474,8 @@ def test_traces_that_say_nothing():
         (("convolution.12", ""), ("convolution", "convolution")),
         (("convert_reduce_fusion.1", ""), ("convert_reduce_fusion", "other")),
         (("sm90_xmma_dgrad_implicit_gemm", ""), ("sm90_xmma_dgrad_implicit_gemm", "convolution")),
+        (("w/conv2d_1/fusion.3", ""), ("fusion (conv2d)", "other")),
+        (("gradient_tape/dense_1/dot.3", ""), ("dot gradient (dense)", "product")),
         (("Cast", "Cast"), ("Cast", "other")),
     ],
 )
@@ -452,8 +525,9 @@ GPU = {"device": "gpu: some"}
         ({"host_ms": 0.2}, "batch_size"),
         ({"host_ms": 2.0}, "jit_compile"),
         ({"host_ms": 2.0, "jit_compile": True}, "batch_size"),
-        # XLA's call and its convolutions would cost what it saves.
-        ({"host_ms": 2.0, **ops(convolution=1.9)}, "batch_size"),
+        # XLA's convolutions would cost what it saves.
+        ({"host_ms": 2.0, **ops(convolution=1.8)}, "batch_size"),
+        ({"host_ms": 2.0, **ops(convolution=0.01, product=1.9)}, "jit_compile"),
         ({"host_ms": 2.0, **ops(convolution=1.9), **GPU}, "jit_compile"),
         (ops(convolution=9.0, other=3.0), "precision"),
         (ops(convolution=9.0, other=10.0), "model"),
@@ -490,32 +564,42 @@ def test_a_machine_without_bfloat16(monkeypatch):
 def test_the_setting_to_change_for_input():
     arrays, own = tiny.batches(), slow_batches()
     starving = {"input_ms": 6.0, "device_ms": 4.0}
-    plain = judged(arrays, {"GatherV2": 5.0, "Cast": 1.0}, **starving)
+    # Augmentation gathers pixels.
+    gathering = {("w/GatherV2", "GatherV2"): 5.0}
+    augmenting = {("w/augment/Gather", "GatherV2"): 4.0, ("augment/mul", "Mul"): 3.0}
+    plain = judged(arrays, gathering, **starving)
     assert plain[0] == "batch_size"
-    assert plain[1].startswith("Waiting for input takes 60 % of the step's 10 ms: try a larger")
-    # What is not gathering is the order of a short epoch, and with augmentation mostly that.
-    work = {"GatherV2": 5.0, "TopKV2": 2.0, "Pad": 7.0}
-    assert judged(arrays, work, **starving)[0] == "batch_size"
-    augmented = tiny.batches(augment=make_augment("flip,crop:2"))
-    assert judged(augmented, work, **starving)[0] == "augment"
-    assert judged(augmented, {"GatherV2": 5.0, "Pad": 4.0}, **starving)[0] == "batch_size"
-    assert "Python's functions" in judged(own, {"EagerPyFunc": 1.0}, **starving)[1]
+    assert plain[1].startswith("Input takes 60 % of the step's 10 ms: try a larger batch_size")
+    assert judged(arrays, {**gathering, **augmenting}, **starving)[0] == "augment"
+    order = {("argsort/TopKV2", "TopKV2"): 3.0}
+    assert judged(arrays, {**gathering, **augmenting, **order}, **starving)[0] == "batch_size"
+    work = {("wait", "EagerPyFunc"): 1.0}
+    assert "Python's functions" in judged(own, work, **starving)[1]
+    work = {("mul", "Mul"): 1.0}
     stages = {"Root": 90.0, "Prefetch": 80.0, "Batch": 2.0}
-    _, verdict = judged(own, {"Mul": 1.0}, {**stages, "Map": 3.0}, **starving)
+    _, verdict = judged(own, work, {**stages, "Map": 3.0}, **starving)
     assert "give num_parallel_calls to the slowest stage of your dataset, Map" in verdict
-    _, verdict = judged(own, {"Mul": 1.0}, {**stages, "ParallelMap": 3.0}, **starving)
+    _, verdict = judged(own, work, {**stages, "ParallelMap": 3.0}, **starving)
     assert "lighten or cache() the slowest stage of your dataset, ParallelMap" in verdict
     assert judged(own, {}, {"Root": 9.0}, **starving)[0] == "batch_size"
 
 
-def test_augmentation_is_seen_in_a_trace(tmp_path):
-    batches = tiny.batches(count=512, batch_size=128, augment=make_augment("flip,crop:2,cutout:2"))
-    found = profile_tiny(batches=batches, directory=tmp_path)
+@pytest.mark.parametrize(("resident", "jit_compile"), [(True, False), (True, True), (False, False)])
+def test_augmentation_is_seen_in_a_trace(resident, jit_compile, tmp_path):
+    data = tiny.split(512)
+    augment = make_augment("flip,crop:2,cutout:2")
+    options = {"batch_size": 128, "augment": augment, "resident": resident}
+    batches = cifarflow.ArrayBatches(data.images, data.labels, **options)
+    found = profile_tiny(batches=batches, directory=tmp_path, jit_compile=jit_compile)
+    check_split(found)
+    # Drawn beside the step it may cost next to nothing, but never as one of the step's operations.
+    assert not any("RandomUniform" in op.kind for op in found.ops)
     (plane,) = tmp_path.rglob("*.xplane.pb")
-    split = split_time(read_trace(plane), mark=MARK)
+    split = split_time(read_trace(plane), mark=MARK, input_scope=INPUT_SCOPE)
     # Judged as if the loop had waited: what ran beside it is known either way.
     starving = dataclasses.replace(found, bound="input")
     assert module._judge(starving, split, batches).setting == "augment"
+    assert batches.augment is augment
 
 
 # ------------------------------------------------------------------------------- what is refused
@@ -541,7 +625,8 @@ def test_bad_arguments(values, message, monkeypatch):
 
 
 def test_images_that_do_not_fit(monkeypatch):
-    monkeypatch.setattr(module, "make_train_step", None)
+    # Before anything is compiled.
+    monkeypatch.setattr(module.StepRunner, "compile", None)
     with pytest.raises(DataError, match="images must be"):
         profile_tiny(tiny.tiny_mlp(image_shape=(4, 4, 3)))
 

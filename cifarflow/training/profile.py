@@ -11,6 +11,7 @@ without the profiler; then some steps are traced, and the trace says how that ti
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -46,6 +47,8 @@ from cifarflow.training.trace import (
 # What `profile` leaves in its directory.
 _SUMMARY, _CHROME, _PLUGIN = "profile.json", "trace.json.gz", "plugins/profile"
 _MARK = "profiled_steps"
+# Around the operations of the augmentation, by which a trace knows them.
+_AUGMENT_SCOPE = "augment"
 # As long as the calls of `train`, so that Python's share of one is as small as there.
 _SECONDS_A_CALL = 0.3
 _ROUNDS, _FEWEST_ROUNDS, _SECONDS_OF_ROUNDS = 5, 3, 10.0
@@ -82,8 +85,9 @@ class Profile:
 
     Attributes:
       step_ms: milliseconds a step, the median of `rounds_ms`.
-      input_ms: in which nothing computed and the loop waited for a batch.
-      device_ms: in which at least one operation computed.
+      input_ms: in which no operation of the step computed, and the loop waited for a batch or
+        drew one itself, within the compiled call.  Drawing while the step computes is not in it.
+      device_ms: in which at least one operation of the step computed.
       host_ms: the rest: between operations, and Python's share of a call.
       ops: what computed, by kind, the costliest first; their times sum to `device_ms`.
       bound: "input", "device" or "host", whichever is largest.
@@ -129,7 +133,7 @@ class Profile:
         rate = 1000 * self.batch_size / self.step_ms
         rows = [
             ("step", self.step_ms, f"{self.batch_size:g} images, {rate:,.0f} a second"),
-            ("  input", self.input_ms, "waiting for a batch"),
+            ("  input", self.input_ms, "waiting for a batch, or drawing it"),
             ("  host", self.host_ms, "between operations"),
             ("  device", self.device_ms, f"computing in {self.precision}{xla}"),
         ]
@@ -187,7 +191,7 @@ def profile(
         raise ConfigError(f"optimizer must be a Keras optimizer, not {optimizer!r:.80}")
     if not isinstance(jit_compile, bool):
         raise ConfigError(f"jit_compile must be True or False, not {jit_compile!r}")
-    batches = as_batches(batches)
+    batches = _with_named_augment(as_batches(batches))
     folder = None if directory is None else _check_directory(directory)
     check_readable()
     prepare_gpus()
@@ -212,7 +216,7 @@ def profile(
         traced_seconds, batch_size = _trace_steps(call, steps, scratch)
         planes = sorted(pathlib.Path(scratch).rglob("*.xplane.pb"))
         lines = [line for path in planes for line in read_trace(path)]
-        split = _with_input_apart(split_time(lines, mark=_MARK, on_gpu=has_gpu()))
+        split = split_time(lines, mark=_MARK, input_scope=INPUT_SCOPE, on_gpu=has_gpu())
         step_ms = 1e3 * statistics.median(rounds)
         scale = step_ms / split.total
         shares = {"input": split.input, "host": split.host, "device": split.device}
@@ -284,17 +288,20 @@ def _check_directory(directory: str | os.PathLike[str]) -> pathlib.Path:
     return folder
 
 
-def _with_input_apart(split: Split) -> Split:
-    """Counts the operations that draw batches inside the call as input, and not as the device's."""
-    drawing = {key for key in split.operations if INPUT_SCOPE in key[0].split("/")}
-    moved = sum(split.operations[key][0] for key in drawing)
-    data = dict(split.data)
-    for key in drawing:
-        data[key[1]] = data.get(key[1], 0.0) + split.operations[key][0]
-    rest = {key: value for key, value in split.operations.items() if key not in drawing}
-    return split._replace(
-        input=split.input + moved, device=split.device - moved, operations=rest, data=data
-    )
+def _with_named_augment(batches: Batches) -> Batches:
+    """The same batches, with a scope around the operations of their augmentation."""
+    if not isinstance(batches, ArrayBatches) or batches.augment is None:
+        return batches
+    augment = batches.augment
+
+    def named(images: Any, seed: Any) -> Any:
+        with tf.name_scope(_AUGMENT_SCOPE):
+            return augment(images, seed)
+
+    # The arrays are shared.
+    batches = copy.copy(batches)
+    batches.augment = named
+    return batches
 
 
 def _precision(model: Any) -> str:
@@ -342,15 +349,20 @@ def _trace_steps(
 def _layers_of_scopes(model: Any, function: Any) -> dict[str, str]:
     """Says of which layer the operations in a name scope of the graph are.
 
+    `fuse` opens a scope `model/layer` for each.  A model that it calls as a whole opens its own:
     TensorFlow numbers scopes that have one name, and Keras opens two for each call of a layer, so
     the scope of layer `conv2d` is `conv2d_1` in the end, that of `conv2d_1` is `conv2d_1_2`.
     Both come in the order in which the layers run.
     """
     names = [layer.name for layer in model.layers]
+    functions = function.graph.as_graph_def().library.function
+    scopes_of_nodes = {tuple(n.name.split("/")[:2]) for each in functions for n in each.node_def}
+    if any((model.name, name) in scopes_of_nodes for name in names):
+        return {name: name for name in names}
     layers = [(name, re.compile(rf"{re.escape(name)}(_\d+)?")) for name in names]
     scopes: dict[str, str | None] = {}
     position = 0
-    for definition in function.graph.as_graph_def().library.function:
+    for definition in functions:
         for node in definition.node_def:
             segments = node.name.split("/")[:-1]
             if "gradient_tape" in segments:
@@ -375,7 +387,8 @@ def _describe(
     name, of_type = operation
     segments = name.split("/")
     # What the operation does, whichever library's kernel does it; XLA numbers its own.
-    what = re.sub(r"^_(Mkl)?(Native)?(Fused)?", "", of_type) or re.sub(r"[.\d]+$", "", name)
+    what = re.sub(r"^_(Mkl)?(Native)?(Fused)?", "", of_type)
+    what = what or re.sub(r"[.\d]+$", "", segments[-1])
     scope = next((layers[segment] for segment in segments if segment in layers), "")
     is_update = any(re.fullmatch(rf"{re.escape(optimizer)}(_\d+)?", part) for part in segments)
     if is_update or re.match(r"ResourceApply|Assign", what):
@@ -418,7 +431,7 @@ def _kinds(
 def _judge(found: Profile, split: Split, batches: Batches) -> Profile:
     """Adds to a profile what bounds it and the one setting to change."""
     if found.bound == "input":
-        what, ms = "Waiting for input", found.input_ms
+        what, ms = "Input", found.input_ms
         setting, advice = _input_advice(found, split, batches)
     elif found.bound == "host":
         what, ms = "The host, between operations,", found.host_ms
@@ -443,14 +456,15 @@ def _input_advice(found: Profile, split: Split, batches: Batches) -> tuple[str, 
     """The setting to change where the loop waits for batches, and why."""
     larger = f"try a larger batch_size than {found.batch_size:g}"
     if isinstance(batches, ArrayBatches):
-        # The rest is augmentation, but for the order of an epoch, which is drawn now and then.
-        gathering = sum(ms for kind, ms in split.data.items() if kind.startswith("Gather"))
-        if batches.augment is not None and sum(split.data.values()) > 2 * gathering:
+        augmenting = sum(
+            ms for (name, _), ms in split.data.items() if _AUGMENT_SCOPE in name.split("/")
+        )
+        if augmenting > sum(split.data.values()) / 2:
             return "augment", (
                 "lighten or drop augment, which takes most of the time of preparing a batch"
             )
         return "batch_size", f"{larger}, as preparing one costs the same for few images as for many"
-    if any("PyFunc" in kind for kind in split.data):
+    if any("PyFunc" in kind for _, kind in split.data):
         return "dataset", (
             "take Python's functions out of your dataset, or cache() what they make: "
             "only one of them runs at a time"
@@ -465,10 +479,12 @@ def _input_advice(found: Profile, split: Split, batches: Batches) -> tuple[str, 
 
 def _host_advice(found: Profile) -> tuple[str, str]:
     """The setting to change where starting operations takes longer than computing, and why."""
-    # XLA makes one call of all the operations of a step, on two Zen 4 cores at .2 ms a call; and
-    # its convolutions are slower on a CPU than TensorFlow's.  Without and with it a step of a small
-    # cnn took .75 and .32 ms there, of a small resnet 3.4 and 1.8, of a small mlp .20 and .28.
-    spare = found.host_ms - (0 if _is_gpu(found) else found.device_ms)
+    # A call of XLA's program takes .2 ms on two Zen 4 cores, and on a CPU its convolutions take up
+    # to twice as long as TensorFlow's.  Without and with it a step of an mlp of 64 units took .62
+    # and .51 ms there, of a cnn of 8 and 8 filters at batch 4 1.6 and .9, of a resnet of depth 8
+    # and 4, 8, 8 filters 5.3 and 3.5, but of lab_cnn 31 and 46.
+    convolutions = sum(op.ms for op in found.ops if op.family == "convolution")
+    spare = found.host_ms - (0 if _is_gpu(found) else convolutions)
     if not found.jit_compile and spare > 0.3:
         return "jit_compile", (
             "try jit_compile=True, which makes one call of all the operations of a step"

@@ -31,11 +31,19 @@ _OPERATION = re.compile(r"([^\s:]+):([A-Za-z_]\w*)")
 # Operations that only hold others, or only wait.
 _NO_COMPUTE = re.compile(
     r"(Stateless)?(While|If|Case)|(Stateful)?PartitionedCall|IteratorGetNext\w*|_?(Host)?(Send|Recv)"
-    r"|_ListToArray|_ArrayToList"
+    r"|_ListToArray|_ArrayToList|__inference_\w+"
 )
+# Likewise, as XLA names them.
+_XLA_NO_COMPUTE = re.compile(r"(while|call|conditional)[.\d]*")
 # Beside the name of an operation compiled by XLA: it has ended.
 _XLA_END = "end: "
+# Where the trace has the programs that XLA made.
+_XLA_PLANE, _XLA_PROGRAM = "/host:metadata", "Hlo Proto"
+# What `read_trace` adds to an operation of XLA: the scope that it comes from.
+_XLA_SCOPE = "scope"
 _WAIT = re.compile(r"IteratorGetNext\w*::\w+")
+# The runtime runs a compiled function.
+_CALL = "EagerLocalExecute: __inference_"
 # The thread pool's notes to itself, for the profiler's own use; they outnumber all the rest.
 _NOTES = "ThreadpoolListener::"
 
@@ -75,13 +83,14 @@ class Split(NamedTuple):
 
     Attributes:
       total: microseconds of it.
-      input: in which nothing computed and the loop waited for a batch.
+      input: in which nothing computed, and the loop waited for a batch or drew one.
       device: in which something computed.
       operations: (name, type) of each operation -> microseconds of `device` and number of times;
         where several computed at once each has its equal share, so that they sum to `device`.
         An operation compiled by XLA, and a GPU's kernel that no operation is known of, has
         the type "".
-      data: type of each operation of the input pipeline -> microseconds, run beside the loop.
+      data: (name, type) of each operation that prepared batches -> microseconds, most of them
+        beside others.
       stages: each stage of the input pipeline -> microseconds in it and not in a stage before it.
     """
 
@@ -89,7 +98,7 @@ class Split(NamedTuple):
     input: float
     device: float
     operations: Mapping[tuple[str, str], tuple[float, int]]
-    data: Mapping[str, float]
+    data: Mapping[tuple[str, str], float]
     stages: Mapping[str, float]
 
     @property
@@ -127,6 +136,7 @@ def read_trace(path: pathlib.Path) -> list[Line]:
     space = _proto().XSpace()
     space.ParseFromString(path.read_bytes())
     lines = []
+    scopes = _xla_scopes(space)
     for plane in space.planes:
         names = {key: metadata.name for key, metadata in plane.event_metadata.items()}
         stat_names = {key: metadata.name for key, metadata in plane.stat_metadata.items()}
@@ -144,11 +154,37 @@ def read_trace(path: pathlib.Path) -> list[Line]:
                     continue
                 start = line.timestamp_ns / 1e3 + event.offset_ps / 1e6
                 stats = {stat_names.get(s.metadata_id, ""): value(s) for s in event.stats}
+                scope = scopes.get((stats.get("program_id"), stats.get("hlo_op")))
+                if scope:
+                    stats[_XLA_SCOPE] = scope
                 spans.append(Span(name, start, start + event.duration_ps / 1e6, stats))
             # A longer span of the same start has the others inside.
             spans.sort(key=lambda span: (span.start, -span.end))
             lines.append(Line(plane.name, line.display_name or line.name, spans))
     return lines
+
+
+def _xla_scopes(space: Any) -> dict[tuple[Any, Any], str]:
+    """(program, operation of XLA) -> scope of the TensorFlow operation that it comes from."""
+    try:
+        from tensorflow.compiler.xla.service import hlo_pb2
+    except ImportError:
+        # The times are right without.
+        return {}
+    scopes = {}
+    for plane in space.planes:
+        if plane.name != _XLA_PLANE:
+            continue
+        stat_names = {key: metadata.name for key, metadata in plane.stat_metadata.items()}
+        for program, metadata in plane.event_metadata.items():
+            for stat in metadata.stats:
+                if stat_names.get(stat.metadata_id) != _XLA_PROGRAM:
+                    continue
+                module = hlo_pb2.HloProto.FromString(stat.bytes_value).hlo_module
+                for computation in module.computations:
+                    for each in computation.instructions:
+                        scopes[program, each.name] = each.metadata.op_name.rpartition("/")[0]
+    return scopes
 
 
 def write_chrome_trace(path: pathlib.Path, lines: Iterable[Line]) -> None:
@@ -198,16 +234,20 @@ def _as_json(value: Any) -> Any:
     return repr(value) if isinstance(value, bytes) else value
 
 
-def split_time(lines: Sequence[Line], *, mark: str, on_gpu: bool = False) -> Split:
+def split_time(
+    lines: Sequence[Line], *, mark: str, input_scope: str = "", on_gpu: bool = False
+) -> Split:
     """Says where the time of the marked part went.
 
     Args:
       lines: a trace of compiled steps.
       mark: name of the `tf.profiler.experimental.Trace` around them; only the first counts, and
-        of it what is in the runtime, without Python's share of the call.
+        of it what is in the runtime, without Python's share of the calls.
+      input_scope: name scope of the operations that draw a batch within the loop; "" means that
+        the input pipeline draws them all.
       on_gpu: whether the steps ran on a GPU: then its kernels are what computes, else the
         operations that the processor's threads ran for the loop.  Copies to and from a GPU and
-        what the input pipeline ran beside the loop are neither.
+        what prepares batches do not compute.
 
     Raises:
       ConfigError: if the mark is not in the trace, or nothing computed in it.
@@ -215,7 +255,7 @@ def split_time(lines: Sequence[Line], *, mark: str, on_gpu: bool = False) -> Spl
     marked = next(((line, s) for line in lines for s in line.spans if s.name == mark), None)
     if marked is None:
         raise ConfigError(f"the trace must have a part marked {mark!r}, and has none")
-    start, end = _window(*marked)
+    windows = _windows(*marked)
     data_runs, ends = set(), defaultdict(list)
     for line in lines:
         for span in line.spans:
@@ -230,34 +270,58 @@ def split_time(lines: Sequence[Line], *, mark: str, on_gpu: bool = False) -> Spl
         for number, line in enumerate(lines)
         for each in _computed(line, data_runs, ends, on_gpu)
     ]
+    # Drawing in the loop is as waiting for a batch that others draw.
+    drawing = []
+    for index, each in enumerate(computed):
+        if not each.is_data and input_scope and input_scope in each.operation[0].split("/"):
+            computed[index] = each._replace(is_data=True)
+            drawing.append((each.start, each.end))
     if on_gpu:
-        # The last kernels end after the call has returned.
-        end = max([end, *(c.end for c in computed if start <= c.start < marked[1].end)])
-    data: defaultdict[str, float] = defaultdict(float)
+        windows = _until_done(windows, computed, marked[1].end)
+    waits = [(s.start, s.end) for line in lines for s in line.spans if _WAIT.fullmatch(s.name)]
+    data: defaultdict[tuple[str, str], float] = defaultdict(float)
     for each in computed:
         if each.is_data:
-            data[each.operation[1]] += max(0.0, min(each.end, end) - max(each.start, start))
-    waits = [s for line in lines for s in line.spans if _WAIT.fullmatch(s.name)]
+            data[each.operation] += _overlap(each, windows)
     device, waited, operations = _sweep(
-        [each for each in computed if not each.is_data], waits, start, end
+        [each for each in computed if not each.is_data], [*waits, *drawing], windows
     )
     if not operations:
         missing = "kernel of the GPU: is CUPTI there and allowed?" if on_gpu else "operation"
         raise ConfigError(f"the trace must show what computes, and has no {missing}")
-    return Split(end - start, waited, device, operations, data, _stages(lines, start, end))
+    total = sum(end - start for start, end in windows)
+    return Split(total, waited, device, operations, data, _stages(lines, windows))
 
 
-def _window(line: Line, marked: Span) -> tuple[float, float]:
-    """From when to when the runtime ran what is marked."""
-    inside = [
-        span
+# From when to when, one after another.
+_Windows = Sequence[tuple[float, float]]
+
+
+def _windows(line: Line, marked: Span) -> _Windows:
+    """When the runtime ran the compiled functions called in what is marked; all of it if none."""
+    calls = [
+        (span.start, span.end)
         for span in line.spans
-        if span.name == "KernelAndDeviceFunc::Run"
-        and span.start >= marked.start
-        and span.end <= marked.end
+        if span.name.startswith(_CALL) and span.start >= marked.start and span.end <= marked.end
     ]
-    longest = max(inside, key=lambda span: span.end - span.start, default=marked)
-    return longest.start, longest.end
+    return calls or [(marked.start, marked.end)]
+
+
+def _until_done(windows: _Windows, computed: Sequence[_Computed], end: float) -> _Windows:
+    """The windows until their last kernels have ended, which may be after the call returned."""
+    longer = []
+    for index, (start, returned) in enumerate(windows):
+        is_last = index + 1 == len(windows)
+        following = end if is_last else windows[index + 1][0]
+        ended = max((c.end for c in computed if start <= c.start < following), default=returned)
+        # What still runs when the next call begins is in that one's window.
+        ended = ended if is_last else min(ended, following)
+        longer.append((start, max(returned, ended)))
+    return longer
+
+
+def _overlap(what: Span | _Computed, windows: _Windows) -> float:
+    return sum(max(0.0, min(what.end, end) - max(what.start, start)) for start, end in windows)
 
 
 class _Computed(NamedTuple):
@@ -300,11 +364,13 @@ def _computed(
             if not _NO_COMPUTE.fullmatch(found[2]):
                 yield _Computed((found[1], found[2]), span.start, span.end, is_data)
         elif "hlo_op" in span.stats and not span.name.startswith(_XLA_END):
+            if _XLA_NO_COMPUTE.fullmatch(str(span.stats["hlo_op"])):
+                continue
             # What XLA hands to other threads ends later than the call that starts it.
             times = ends.get(span.name, ())
             after = bisect.bisect_left(times, span.start)
             end = max(span.end, times[after]) if after < len(times) else span.end
-            yield _Computed((str(span.stats["hlo_op"]), ""), span.start, end, is_data)
+            yield _Computed(_xla_operation(span), span.start, end, is_data)
 
 
 def _kernel(span: Span) -> tuple[str, str]:
@@ -312,17 +378,23 @@ def _kernel(span: Span) -> tuple[str, str]:
     found = _OPERATION.fullmatch(str(span.stats.get("tf_op", "")))
     if found is not None:
         return found[1], found[2]
-    return str(span.stats.get("hlo_op", span.name)), ""
+    return _xla_operation(span)
+
+
+def _xla_operation(span: Span) -> tuple[str, str]:
+    """XLA's own name after the scope that the operation comes from, if that is known."""
+    name, scope = str(span.stats.get("hlo_op", span.name)), span.stats.get(_XLA_SCOPE)
+    return (f"{scope}/{name}" if scope else name), ""
 
 
 def _sweep(
-    computed: Sequence[_Computed], waits: Sequence[Span], start: float, end: float
+    computed: Sequence[_Computed], waits: Sequence[tuple[float, float]], windows: _Windows
 ) -> tuple[float, float, dict[tuple[str, str], tuple[float, int]]]:
-    """Goes through the time from one beginning or end to the next.
+    """Goes through the windows from one beginning or end to the next.
 
     Returns:
       Microseconds in which anything computes; those in which nothing does and something waits for
-      a batch; each operation's share of the first, and how many times it ran.
+      a batch or draws it; each operation's share of the first, and how many times it ran.
     """
     everything: list[tuple[float, float, _Computed | None]]
     # When, whether it begins (1; ends, 0, go first), which and what; None is a wait.
@@ -330,18 +402,18 @@ def _sweep(
     times: defaultdict[tuple[str, str], float] = defaultdict(float)
     counts: defaultdict[tuple[str, str], int] = defaultdict(int)
     everything = [(each.start, each.end, each) for each in computed]
-    everything += [(wait.start, wait.end, None) for wait in waits]
-    for number, (first, last, what) in enumerate(everything):
-        first, last = max(first, start), min(last, end)
-        if last <= first:
-            continue
-        changes += [(first, 1, number, what), (last, 0, number, what)]
-        if what is not None:
+    everything += [(*wait, None) for wait in waits]
+    for number, (began, ended, what) in enumerate(everything):
+        inside = [(max(began, start), min(ended, end)) for start, end in windows]
+        inside = [(first, last) for first, last in inside if first < last]
+        for first, last in inside:
+            changes += [(first, 1, number, what), (last, 0, number, what)]
+        if inside and what is not None:
             counts[what.operation] += 1
     changes.sort(key=lambda change: change[:3])
     device = waited = 0.0
     waiting = 0
-    before = start
+    before = 0.0
     # What runs on each line; of those inside one another the innermost, which began last, counts.
     running: defaultdict[int, dict[int, _Computed]] = defaultdict(dict)
     for now, is_beginning, number, what in changes:
@@ -364,7 +436,7 @@ def _sweep(
     return device, waited, {key: (times[key], counts[key]) for key in counts}
 
 
-def _stages(lines: Sequence[Line], start: float, end: float) -> dict[str, float]:
+def _stages(lines: Sequence[Line], windows: _Windows) -> dict[str, float]:
     """Time in each stage of the input pipeline, without that in the stages that it asked."""
     found: defaultdict[str, float] = defaultdict(float)
     for line in lines:
@@ -374,7 +446,7 @@ def _stages(lines: Sequence[Line], start: float, end: float) -> dict[str, float]
                 continue
             while asking and asking[-1].end <= span.start:
                 asking.pop()
-            overlap = max(0.0, min(span.end, end) - max(span.start, start))
+            overlap = _overlap(span, windows)
             found[_stage(span)] += overlap
             if asking:
                 found[_stage(asking[-1])] -= overlap
