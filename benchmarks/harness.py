@@ -84,6 +84,8 @@ class Settings:
             path = getattr(self, name)
             if path is not None:
                 object.__setattr__(self, name, check_output(f"--{name}", path))
+        if self.json is not None and self.json == self.plot:
+            raise ConfigError(f"--json and --plot must be two files, not both {str(self.json)!r}")
 
     @property
     def data_options(self) -> dict[str, Any]:
@@ -194,10 +196,11 @@ def check_output(name: str, path: str | os.PathLike[str]) -> pathlib.Path:
       WorkdirError: if it cannot.
     """
     target = pathlib.Path(path).expanduser()
-    if not str(path).strip() or target.is_dir() or (target.exists() and not target.is_file()):
-        raise WorkdirError(f"{name} must be a file to write, not {str(path)!r}")
-    probe = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
+        # Names may be too long, folders closed: looking is part of what can fail.
+        if not str(path).strip() or target.is_dir() or (target.exists() and not target.is_file()):
+            raise WorkdirError(f"{name} must be a file to write, not {str(path)!r}")
+        probe = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
@@ -356,6 +359,8 @@ def interleave(
 ) -> dict[Key, Samples]:
     """Runs one round of each way in turn, again and again; every second time in reverse.
 
+    Each turn begins with a quarter of a round that is not counted.
+
     Args:
       runners: the ways, by name or any other key.
       rounds: how often.
@@ -369,11 +374,18 @@ def interleave(
     steps = {
         name: calibrate(runner, seconds_a_round=seconds_a_round) for name, runner in runners.items()
     }
+    multiples = {name: runner.facts.get("multiple", 1) for name, runner in runners.items()}
+    warm_up = {
+        name: max(count // 4 // multiples[name], 1) * multiples[name]
+        for name, count in steps.items()
+    }
     found: dict[Key, list[float]] = {name: [] for name in runners}
     for turn in range(rounds):
         names = list(runners)
         for name in reversed(names) if turn % 2 else names:
             time.sleep(settle_seconds)
+            # While the others had their turns, caches, and pages of memory, went to them.
+            runners[name].round(warm_up[name])
             found[name].append(runners[name].round(steps[name]) / steps[name])
     return {name: Samples(tuple(values)) for name, values in found.items()}
 

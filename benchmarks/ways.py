@@ -230,10 +230,15 @@ class TorchEager(Way):
         import torch
         import torch_models
 
+        from cifarflow.errors import ConfigError
+
         self._torch = torch
         on_gpu = spec["device"] == "gpu"
         device = torch.device("cuda" if on_gpu else "cpu")
+        if on_gpu and not torch.cuda.is_available():
+            raise ConfigError("--device=gpu needs a PyTorch built for the GPU: this one is not")
         torch.set_num_threads(worker.count_cores())
+        torch.set_flush_denormal(True)  # as TensorFlow does
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")  # as TensorFlow has it on a GPU
         split = load_dataset(spec).train

@@ -95,7 +95,11 @@ def test_interleaved_rounds_turn_round():
     calls = []
     fakes = {name: Fake(1.0 + i, calls, name) for i, name in enumerate("abc")}
     found = harness.interleave(fakes, rounds=3, seconds_a_round=1.0, settle_seconds=0)
-    assert "".join(name for name, _ in calls[-9:]) == "abccbaabc"
+    # Each turn is a warm-up that is not counted, and the round.
+    assert "".join(name for name, _ in calls[-18:]) == "aabbccccbbaaaabbcc"
+    assert all(
+        warm <= count for (_, warm), (_, count) in zip(calls[-18::2], calls[-17::2], strict=True)
+    )
     assert found["b"].values == (2, 2, 2)
 
 
@@ -312,10 +316,13 @@ def test_outputs_that_cannot_be_written(tmp_path):
     file = tmp_path / "there.json"
     file.write_text("old")
     before = sorted(tmp_path.iterdir())
-    for path in (tmp_path, tmp_path / "no" / "x.json", file / "x.json", "", "/dev/null"):
+    too_long = tmp_path / ("x" * 300)
+    for path in (tmp_path, tmp_path / "no" / "x.json", file / "x.json", "", "/dev/null", too_long):
         for name in ("json", "plot"):
             with pytest.raises(WorkdirError, match=f"--{name} (must be a file|cannot be written)"):
                 harness.Settings(**{name: path})
+    with pytest.raises(ConfigError, match="--json and --plot must be two files"):
+        harness.Settings(json=tmp_path / "x", plot=tmp_path / "x")
     assert harness.Settings(json=str(file)).json == file
     assert (sorted(tmp_path.iterdir()), file.read_text()) == (before, "old")
 
