@@ -203,6 +203,8 @@ def check_output(name: str, path: str | os.PathLike[str]) -> pathlib.Path:
         probe = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
         probe.touch(exist_ok=False)
         probe.unlink()
+    except WorkdirError:
+        raise  # it is an OSError too
     except OSError as error:
         raise WorkdirError(f"{name} cannot be written: {str(path)!r}: {error.strerror}") from None
     return target

@@ -321,6 +321,8 @@ def test_outputs_that_cannot_be_written(tmp_path):
         for name in ("json", "plot"):
             with pytest.raises(WorkdirError, match=f"--{name} (must be a file|cannot be written)"):
                 harness.Settings(**{name: path})
+    with pytest.raises(WorkdirError, match="--json must be a file to write"):
+        harness.Settings(json=tmp_path)
     with pytest.raises(ConfigError, match="--json and --plot must be two files"):
         harness.Settings(json=tmp_path / "x", plot=tmp_path / "x")
     assert harness.Settings(json=str(file)).json == file
