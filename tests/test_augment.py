@@ -1,6 +1,7 @@
-"""Flips, crops and cutouts against plain NumPy, as pure functions of (images, seed)."""
+"""Flips, crops, light and cutouts against plain NumPy, as pure functions of (images, seed)."""
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -8,7 +9,16 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cifarflow.data.augment import cutout, make_augment, parse_augment, random_crop, random_flip
+from cifarflow.data.augment import (
+    alternating_flip,
+    cutout,
+    make_augment,
+    parse_augment,
+    random_brightness,
+    random_contrast,
+    random_crop,
+    random_flip,
+)
 from cifarflow.errors import ConfigError, DataError
 
 SEED = (3, 17)
@@ -18,6 +28,11 @@ FUNCTIONS = {
     "crop": functools.partial(random_crop, padding=2),
     "cutout": functools.partial(cutout, size=3, fill=0),
     "all": make_augment("flip,crop:2,cutout:3"),
+}
+LIGHT = {
+    "brightness": random_brightness,
+    "contrast": random_contrast,
+    "both": make_augment("brightness:0.3,contrast:0.5"),
 }
 each_function = pytest.mark.parametrize("name", FUNCTIONS)
 
@@ -90,6 +105,317 @@ def test_crop_shifts_rows_and_columns_independently():
     images = numbered(4000, 6, 6)
     corner = which(windows(images[0], 2), random_crop(images, SEED, padding=2).numpy())
     assert_uniform((corner[1:] - corner[:-1]) % 25, 25)
+
+
+# ---------------------------------------------------------------------------- alternating flip
+
+
+def turns(seed, examples, epoch):
+    """Which examples are mirrored."""
+    images = np.tile(np.array([0, 1], np.uint8)[None, None, :, None], (len(examples), 1, 1, 1))
+    result = alternating_flip(images, (seed, 5), examples=examples, epoch=epoch).numpy()
+    return result[:, 0, 0, 0]
+
+
+def test_an_alternating_flip_shows_both_views_in_any_two_epochs():
+    images = random_images(200, 4, 5)
+    examples = np.random.default_rng(1).permutation(50000)[:200]
+    views = [alternating_flip(images, (3, e), examples=examples, epoch=e) for e in range(4)]
+    for first, second in itertools.pairwise(views):
+        np.testing.assert_array_equal(second, first.numpy()[:, :, ::-1])
+    np.testing.assert_array_equal(views[0], views[2])
+    mirrored = (views[0].numpy() != images).any(axis=(1, 2, 3))
+    np.testing.assert_array_equal(views[0].numpy()[mirrored], images[mirrored][:, :, ::-1])
+    assert_uniform(mirrored.astype(int), 2)
+
+
+def test_an_alternating_flip_is_the_examples_own_and_not_the_steps():
+    order = np.random.default_rng(0).permutation(1000)
+    whole = turns(3, np.arange(1000), 0)
+    np.testing.assert_array_equal(turns(3, order, 0), whole[order])
+    np.testing.assert_array_equal(turns(3, order[:7], tf.constant(6, tf.int64)), whole[order[:7]])
+    images = random_images(9, 4, 5)
+    about = {"examples": np.arange(9), "epoch": 1}
+    first = alternating_flip(images, (3, 1), **about)
+    np.testing.assert_array_equal(first, alternating_flip(images, (3, 2**40), **about))
+
+
+def test_the_bits_of_examples_and_of_seeds_are_fair_and_unrelated():
+    count, seeds = 3 * 2**12, [*range(40), 2**31 - 1]
+    bits = np.array([turns(seed, np.arange(count), 0) for seed in seeds]).astype(int)
+    # Five standard deviations: the seeds are fixed, so none of this ever fails by chance.
+    assert np.abs(bits.mean(axis=1) - 0.5).max() < 2.5 / np.sqrt(count)
+    for distance in 2 ** np.arange(12):
+        # Numbers that differ in one bit only; each pair comes twice.
+        same = (bits[:, np.arange(count) ^ distance] == bits).mean(axis=1)
+        assert np.abs(same - 0.5).max() < 2.5 / np.sqrt(count / 2)
+    for row in bits:
+        assert_uniform(row.reshape(-1, 3) @ [4, 2, 1], 8)
+    # A fair coin for each example too, over the seeds.
+    ones = bits.sum(axis=0)
+    assert np.bincount(ones, minlength=42)[[0, 1, 40, 41]].sum() == 0
+    assert abs(ones.var() / (len(seeds) / 4) - 1) < 0.1
+    # No two seeds agree, nor are one a shifted copy of the other.
+    signs = 2 * bits - 1
+    agreement = (signs @ signs.T)[np.triu_indices(len(seeds), 1)]
+    assert np.abs(agreement).max() < 5 * np.sqrt(count)
+    for shift in (1, 2, 3, 64):
+        shifted = signs @ np.roll(signs, shift, axis=1).T
+        assert np.abs(shifted).max() < 5 * np.sqrt(count)
+
+
+@pytest.mark.parametrize(
+    ("spec", "steps"),
+    [
+        ("altflip", ["altflip"]),
+        ("altflip,crop", ["altflip", "crop"]),
+        ("cutout,altflip", ["altflip", "cutout"]),
+        ("crop,cutout,altflip", ["altflip", "crop", "cutout"]),
+    ],
+)
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_altflip_is_the_first_of_the_parts(spec, steps, epoch, some_images):
+    images = some_images[0][:64]
+    about = {"examples": np.arange(64) * 7, "epoch": epoch}
+    parts = {
+        "altflip": functools.partial(alternating_flip, **about),
+        "crop": random_crop,
+        "cutout": cutout,
+    }
+    expected = images
+    for step in steps:
+        expected = parts[step](expected, SEED)
+    augment = make_augment(spec)
+    assert augment.needs_examples
+    np.testing.assert_array_equal(augment(images, SEED, **about), expected)
+
+
+def test_xla_and_graphs_alternate_as_eager_code_does():
+    images = tf.constant(random_images(64, 7, 9))
+    augment = make_augment("altflip,crop:2,brightness,contrast,cutout:3")
+    examples, epoch = tf.range(64) * 781, tf.constant(3, tf.int64)
+    seed = tf.constant((2**31 - 1, 2**40), tf.int64)
+    expected = augment(images, seed, examples=examples, epoch=epoch)
+    for jit_compile in (True, False):
+        graph = tf.function(
+            lambda images, seed, examples, epoch: augment(
+                images, seed, examples=examples, epoch=epoch
+            ),
+            jit_compile=jit_compile,
+        )
+        np.testing.assert_array_equal(graph(images, seed, examples, epoch), expected)
+
+
+def test_only_altflip_needs_examples():
+    assert not make_augment("flip,crop,brightness,contrast,cutout").needs_examples
+    augment = make_augment("altflip,crop:2")
+    images = random_images(4, 8, 8)
+    for missing in ({}, {"examples": [0, 1, 2, 3]}, {"epoch": 0}):
+        with pytest.raises(ConfigError, match="altflip must be given examples and epoch"):
+            augment(images, SEED, **missing)
+
+
+@pytest.mark.parametrize("bad", [[0, 1], 3, [[0, 1, 2, 3]], [0.0, 1.0, 2.0, 3.0]])
+def test_examples_must_be_one_integer_an_image(bad):
+    with pytest.raises(DataError, match=r"examples must be one integer an image, \(4,\), not "):
+        alternating_flip(random_images(4, 8, 8), SEED, examples=bad, epoch=0)
+
+
+# ------------------------------------------------------------------------ brightness and contrast
+
+
+def lit(images, factor, shift):
+    """What the light makes of uint8 images, in exact arithmetic."""
+    pixels = images.astype(np.float64)
+    mean = pixels.mean(axis=(1, 2, 3), keepdims=True)
+    result = mean + (pixels - mean) * factor + shift
+    return np.clip(np.floor(result + 0.5), 0, 255).astype(np.uint8)
+
+
+def drawn_light(function):
+    """Factor and shift of 2000 images, read off float ones, which are neither rounded nor cut."""
+    images = np.tile(np.array([100, 0, 200, 100], np.float32), (2000, 1))[:, :, None, None]
+    result = function(images, SEED).numpy()[:, :, 0, 0].astype(np.float64)
+    shift = result[:, 0] - 100
+    return (result[:, 2] - result[:, 1]) / 200, shift, result
+
+
+def test_brightness_shifts_by_up_to_its_strength_in_quarters_of_the_scale():
+    for strength in (0.14, 2):
+        factor, shift, _ = drawn_light(functools.partial(random_brightness, strength=strength))
+        np.testing.assert_array_equal(factor, 1)
+        most = strength * 63.75
+        assert 0.99 * most < np.abs(shift).max() <= most + 1 / 4096
+        assert_uniform(((shift / most + 1) * 4.999).astype(int), 10)
+
+
+def test_contrast_stretches_by_up_to_its_strength_around_the_mean():
+    for strength in (0.13, 1):
+        factor, shift, _ = drawn_light(functools.partial(random_contrast, strength=strength))
+        np.testing.assert_allclose(shift, 0, atol=1e-4)
+        assert 0.99 * strength < np.abs(factor - 1).max() <= strength + 1 / 4096
+        assert_uniform((((factor - 1) / strength + 1) * 4.999).astype(int), 10)
+
+
+@pytest.mark.parametrize(
+    ("spec", "brightness", "contrast"),
+    [
+        ("brightness:0.3", 0.3, 0),
+        ("contrast:0.5", 0, 0.5),
+        ("contrast:4", 0, 4),
+        ("contrast:1.5,brightness:.9", 0.9, 1.5),
+        ("brightness:4,contrast:4", 4, 4),
+        ("brightness,contrast", 0.14, 0.13),
+    ],
+)
+def test_uint8_images_are_rounded_and_clipped_once(spec, brightness, contrast):
+    images = random_images(2000, 3, 2, 2)
+    draws = (np.ones(2000), np.zeros(2000))
+    if contrast:
+        factor = drawn_light(functools.partial(random_contrast, strength=contrast))[0]
+        draws = (np.round(factor * 4096) / 4096, draws[1])
+    if brightness:
+        shift = drawn_light(functools.partial(random_brightness, strength=brightness))[1]
+        draws = (draws[0], np.round(shift * 4096) / 4096)
+    factor, shift = (each[:, None, None, None] for each in draws)
+    result = make_augment(spec)(images, SEED).numpy()
+    expected = lit(images, factor, shift)
+    # Within 1/4096 of a half the two may round apart, when the shift is rounded itself.
+    assert (result != expected).mean() < 0.002
+    assert np.abs(result.astype(int) - expected).max() <= 1
+
+
+def test_brightness_and_contrast_draw_independently_of_each_other_and_of_the_rest():
+    factor, _, _ = drawn_light(random_contrast)
+    _, shift, _ = drawn_light(random_brightness)
+    images = numbered(2000, 6, 6)
+    draws = {
+        "factor": (factor > 1).astype(int),
+        "shift": (shift > 0).astype(int),
+        "flip": (random_flip(images, SEED).numpy()[:, 0, 0, 0] != 1).astype(int),
+        "crop": which(windows(images[0], 1), random_crop(images, SEED, padding=1).numpy()),
+        "cutout": which(
+            [paint(images[0], r, c, 1, 0) for r in range(6) for c in range(6)],
+            cutout(images, SEED, size=1, fill=0).numpy(),
+        ),
+    }
+    for name in ("factor", "shift"):
+        for other in draws.keys() - {name}:
+            kinds = draws[other].max() + 1
+            assert_uniform(draws[name] * kinds + draws[other], 2 * kinds)
+
+
+def test_light_leaves_the_places_of_crop_flip_and_cutout_as_they_were():
+    images = numbered(300, 9, 9, dtype=np.float64)
+    plain = make_augment("flip,crop:2,cutout:3")(images, SEED).numpy()
+    bright = make_augment("flip,crop:2,cutout:3,brightness")(images, SEED).numpy()
+    painted = plain == 128
+    assert painted.any()
+    np.testing.assert_array_equal(bright == 128, painted)
+    shift = np.where(painted, np.nan, bright - plain)
+    assert np.nanmax(np.nanmax(shift, (1, 2, 3)) - np.nanmin(shift, (1, 2, 3))) < 1e-9
+    assert len(np.unique(np.nanmax(shift, (1, 2, 3)))) > 250
+
+
+def test_light_comes_after_the_crop_and_before_the_cutout(some_images):
+    images = some_images[0][:64]
+    result = make_augment("cutout:12,contrast:0.4,crop:2")(images, SEED)
+    expected = random_contrast(random_crop(images, SEED, padding=2), SEED, strength=0.4)
+    np.testing.assert_array_equal(result, cutout(expected, SEED, size=12))
+
+
+@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.float16, np.float32, np.float64])
+def test_light_keeps_every_dtype(name, dtype):
+    images = random_images(32, 7, 9) // 2
+    result = LIGHT[name](images.astype(dtype), SEED)
+    assert result.dtype == dtype
+    assert result.shape == images.shape
+    reference = LIGHT[name](images.astype(np.float64), SEED).numpy()
+    if np.issubdtype(dtype, np.integer):
+        reference = np.clip(reference, np.iinfo(dtype).min, np.iinfo(dtype).max)
+    np.testing.assert_allclose(result.numpy().astype(np.float64), reference, atol=0.51)
+
+
+def test_float_images_are_not_clipped():
+    images = np.concatenate([np.zeros((50, 4, 4, 1)), np.full((50, 4, 4, 1), 255)])
+    result = random_brightness(images.astype(np.float32), SEED).numpy()
+    assert result.min() < -5
+    assert result.max() > 260
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_in_graphs_of_an_unknown_batch_size_and_in_xla(name):
+    function = LIGHT[name]
+    signature = [tf.TensorSpec([None, 7, 9, 3], tf.uint8), tf.TensorSpec([2], tf.int64)]
+    graph = tf.function(function, input_signature=signature)
+    assert graph.get_concrete_function().structured_outputs.shape.as_list() == [None, 7, 9, 3]
+    compiled = tf.function(function, jit_compile=True)
+    for count in (300, 1, 0):
+        images = tf.constant(random_images(count, 7, 9))
+        expected = function(images, SEED)
+        np.testing.assert_array_equal(graph(images, tf.constant(SEED, tf.int64)), expected)
+        if count:
+            assert (expected.numpy() != images.numpy()).any()
+            np.testing.assert_array_equal(compiled(images, tf.constant(SEED, tf.int64)), expected)
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast"])
+def test_no_strength_changes_nothing(name):
+    images = random_images(32, 7, 9)
+    np.testing.assert_array_equal(LIGHT[name](images, SEED, strength=0), images)
+    np.testing.assert_array_equal(make_augment(f"{name}:0")(images, SEED), images)
+    # A flat image has no contrast.
+    flat = np.full((8, 4, 4, 3), 77, np.uint8)
+    np.testing.assert_array_equal(random_contrast(flat, SEED, strength=4), flat)
+
+
+@pytest.mark.parametrize("bad", [-0.1, 4.1, float("nan"), float("inf"), "1", None, True])
+@pytest.mark.parametrize("name", ["brightness", "contrast"])
+def test_a_strength_must_be_in_range(name, bad):
+    message = f"{name} strength must be a finite number >= 0 and <= 4, not {bad!r}"
+    with pytest.raises(ConfigError, match=message):
+        LIGHT[name](random_images(2, 8, 8), SEED, strength=bad)
+
+
+@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("shape", [(8, 8, 3), [None, None, 8, 3]])
+def test_light_needs_images_of_known_sides(name, shape):
+    images = np.zeros(shape, np.uint8) if None not in shape else tf.TensorSpec(shape, tf.uint8)
+    with pytest.raises(DataError, match=r"images must be \[B, H, W, C\]"):
+        LIGHT[name](images, SEED)
+
+
+@pytest.mark.parametrize(
+    "number", ["", "-1", "+1", " 3", "4.1", "1e-1", "x", "1,5", ".", "\u0662", "nan", "inf"]
+)
+@pytest.mark.parametrize("name", ["brightness", "contrast"])
+def test_a_bad_strength_in_a_spec_is_quoted(name, number):
+    with pytest.raises(ConfigError, match="augment ") as caught:
+        make_augment(f"flip,{name}:{number}")
+    if number != "1,5":
+        assert str(caught.value) == f"augment {name} must be a number in 0..4, not {number!r}"
+
+
+@pytest.mark.parametrize("spec", ["flip,altflip", "altflip,crop:2,flip"])
+@pytest.mark.parametrize("function", [make_augment, parse_augment])
+def test_one_kind_of_flip_only(function, spec):
+    with pytest.raises(ConfigError, match="must have flip or altflip, not both as ") as caught:
+        function(spec)
+    assert repr(spec) in str(caught.value)
+
+
+# --------------------------------------------------------------------------- crop, cutout and all
+
+
+def test_the_speed_recipes_crop_and_cutout():
+    images = numbered(3000, 32, 32)
+    cropped = make_augment("crop:2")(images, SEED).numpy()
+    assert set(which(windows(images[0], 2), cropped)) == set(range(25))
+    painted = make_augment("cutout:12")(np.zeros((500, 32, 32, 3), np.uint8), SEED).numpy()
+    area = (painted[..., 0] == 128).sum(axis=(1, 2))
+    assert area.max() == 144
+    assert 36 <= area.min() < 144
 
 
 def test_crop_pads_by_four_unless_told_otherwise():
@@ -301,18 +627,23 @@ def test_parse_reads_back_what_is_written(names, count, number, space):
 
 def test_parse_fills_in_the_defaults():
     assert parse_augment("flip,crop,cutout") == {"flip": 1, "crop": 4, "cutout": 8}
+    light = parse_augment("altflip,brightness,contrast")
+    assert light == {"altflip": 1, "brightness": 0.14, "contrast": 0.13}
+    numbers = parse_augment("crop:2,brightness:0,contrast:.5")
+    assert numbers == {"crop": 2, "brightness": 0.0, "contrast": 0.5}
+    assert [type(number) for number in numbers.values()] == [int, float, float]
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.text(alphabet="flipcrotu:,0123.- ", max_size=20))
+@given(st.text(alphabet="flipcrotubghnesa:,0123.- ", max_size=20))
 def test_parse_takes_any_text_or_raises_a_config_error(text):
     try:
         parts = parse_augment(text)
     except ConfigError as error:
         assert "\n" not in str(error)  # noqa: PT017
     else:
-        assert set(parts) <= {"flip", "crop", "cutout"}
-        assert all(number >= 1 for number in parts.values())
+        assert set(parts) <= {"flip", "altflip", "crop", "brightness", "contrast", "cutout"}
+        assert all(number >= 0 for number in parts.values())
 
 
 @pytest.mark.parametrize(
@@ -326,6 +657,10 @@ def test_parse_takes_any_text_or_raises_a_config_error(text):
         "crop:4,crop:4",
         "none,flip",
         "flip:1",
+        "altflip:1",
+        "altflip,altflip",
+        "contrast,contrast:1",
+        "Brightness",
         "flip;crop",
         None,
         5,

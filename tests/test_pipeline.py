@@ -8,7 +8,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cifarflow.data.augment import make_augment, random_flip
+from cifarflow.data.augment import alternating_flip, make_augment, random_flip
 from cifarflow.data.pipeline import (
     ArrayBatches,
     DatasetBatches,
@@ -100,7 +100,9 @@ def test_without_shuffling_the_order_is_the_arrays():
     assert numbers(batches.batch_at(6)[0]) == epoch[2]
 
 
-@pytest.mark.parametrize("augment", [None, "flip,crop:1,cutout:2"])
+@pytest.mark.parametrize(
+    "augment", [None, "flip,crop:1,cutout:2", "altflip,crop:1,brightness,contrast"]
+)
 @pytest.mark.parametrize("first_step", [0, 1, 3, 4, 5, 8, 11])
 def test_resuming_goes_on_where_the_run_would_have_been(first_step, augment):
     images = np.random.default_rng(0).integers(0, 256, (23, 4, 4, 3)).astype(np.uint8)
@@ -138,6 +140,52 @@ def test_the_same_example_is_augmented_anew_each_epoch(some_images):
     np.testing.assert_array_equal(second, augment(images, (0, 1)))
     other = ArrayBatches(images, labels, batch_size=64, shuffle=False, augment=augment, seed=5)
     np.testing.assert_array_equal(other.batch_at(1)[0], augment(images, (5, 1)))
+
+
+def test_an_alternating_flip_shows_every_example_both_ways_in_two_epochs(some_images):
+    images, labels = some_images[0][:48], some_images[1][:48]
+    augment = make_augment("altflip")
+    batches = ArrayBatches(images, labels, batch_size=12, seed=9, augment=augment)
+    place = {image.tobytes(): (index, 0) for index, image in enumerate(images)}
+    place |= {image[:, ::-1].tobytes(): (index, 1) for index, image in enumerate(images)}
+    assert len(place) == 96
+    views = np.zeros((4, 48), int)
+    for epoch in range(4):
+        seen = []
+        for step in range(4 * epoch, 4 * epoch + 4):
+            drawn_images, drawn_labels = batches.batch_at(step)
+            for image, label in zip(drawn_images, drawn_labels, strict=True):
+                index, views[epoch, index] = place[image.tobytes()]
+                assert labels[index] == label
+                seen.append(index)
+        assert sorted(seen) == list(range(48))
+    np.testing.assert_array_equal(views[1:], 1 - views[:-1])
+    assert 10 < views[0].sum() < 38
+    # An example keeps its turn whatever the batch it is in; another run has its own turns.
+    about = {"examples": np.arange(48), "epoch": 2}
+    expected = alternating_flip(images, (9, 0), **about)
+    np.testing.assert_array_equal(views[2], (expected.numpy() != images).any(axis=(1, 2, 3)))
+    larger = ArrayBatches(images, labels, batch_size=48, seed=9, augment=augment, shuffle=False)
+    np.testing.assert_array_equal(larger.batch_at(2)[0], expected)
+    other = alternating_flip(images, (10, 0), **about)
+    assert (other.numpy() != expected.numpy()).any()
+
+
+def test_an_augmentation_of_ones_own_may_ask_for_examples():
+    class Named:
+        needs_examples = True
+
+        def __call__(self, images, seed, *, examples, epoch):
+            assert (examples.dtype, epoch.dtype, epoch.shape) == (tf.int32, tf.int64, [])
+            told = tf.stack([examples, tf.fill(tf.shape(examples), tf.cast(epoch, tf.int32))], 1)
+            return tf.concat([tf.cast(images[:, 0, 0, :1], tf.int32), told], 1)[:, None, None, :]
+
+    batches = batches_of(23, 5, augment=Named())
+    for step, (images, _) in enumerate(batches.dataset(0, 9)):
+        numbers_there, examples, epochs = np.asarray(images)[:, 0, 0].T
+        np.testing.assert_array_equal(numbers_there, examples)
+        assert set(epochs) == {step // 4}
+        np.testing.assert_array_equal(images, batches.batch_at(step)[0])
 
 
 def test_real_images_keep_their_labels(some_images):
@@ -472,6 +520,31 @@ def test_the_order_of_an_epoch():
     assert len(np.unique(orders[0])) == orders[0].size
     with pytest.raises(ConfigError, match="epoch must be a whole number >= 0, not -1"):
         batches.order(-1)
+
+
+def test_order_and_draw_of_another_seed_are_those_of_its_own_batches(some_images):
+    images, labels = some_images[0][:30], some_images[1][:30]
+    options = {"batch_size": 7, "augment": make_augment("altflip,crop:2,brightness,cutout:12")}
+    batches = ArrayBatches(images, labels, seed=3, **options)
+    draw = tf.function(lambda order, step, seed: batches.draw(order, step, seed=seed))
+    drawn_ones = []
+    for seed in (3, 4, 2**31 - 1):
+        own = ArrayBatches(images, labels, seed=seed, **options)
+        for step in (0, 5, 9):
+            order = batches.order(step // 4, seed=tf.constant(seed, tf.int64))
+            np.testing.assert_array_equal(order, own.order(step // 4))
+            step_tensor = tf.constant(step, tf.int64)
+            found = draw(order, step_tensor, tf.constant(seed, tf.int64))
+            assert_same([found], [own.batch_at(step)])
+            assert_same([found], [own.draw(order, step_tensor)])
+            drawn_ones.append(found[0].numpy())
+    assert draw.experimental_get_tracing_count() == 1
+    assert len(np.unique(drawn_ones, axis=0)) == 9
+
+
+def test_without_shuffling_every_seed_has_the_order_of_the_arrays():
+    batches = batches_of(23, 5, shuffle=False)
+    np.testing.assert_array_equal(batches.order(1, seed=7), np.arange(20).reshape(4, 5))
 
 
 def test_resident_must_be_said_plainly():

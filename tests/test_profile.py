@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import cifarflow
 from cifarflow.data.augment import make_augment
@@ -151,6 +153,16 @@ def test_with_xla():
     assert {"MatMul (logits)", "MatMul gradient (logits)"} <= products
     assert not any(op.kind.startswith("while") for op in found.ops)
     assert "with XLA" in found.table()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_with_and_without_fused_kernels(fused):
+    # By which integers dropout draws is one of the differences.
+    found = profile_tiny(tiny.tiny_cnn(dropout=0.5), fused=fused)
+    check_split(found)
+    draws = {op.kind for op in found.ops if op.kind.startswith("StatelessRandomUniform")}
+    assert draws
+    assert all(kind.startswith("StatelessRandomUniformFullInt") for kind in draws) is fused
 
 
 def test_the_table():
@@ -561,6 +573,32 @@ def test_a_machine_without_bfloat16(monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [
+        (1030.4, "1,030"),
+        (26.24, "26.2"),
+        (0.061, "0.061"),
+        (10, "10"),
+        (999.6, "1,000"),
+        (123456.0, "123,000"),
+        (1.0049, "1"),
+        (0.00012345, "0.000123"),
+    ],
+)
+def test_times_as_they_are_said(ms, text):
+    assert module._plain(ms) == text
+    assert f" takes 100 % of the step's {text} ms: " in judged(host_ms=ms)[1]
+
+
+@given(st.floats(1e-7, 1e15))
+@example(9.995)
+def test_times_are_said_without_powers_of_ten(ms):
+    text = module._plain(ms)
+    assert re.fullmatch(r"\d{1,3}(,\d{3})*(\.\d+)?", text)
+    assert float(text.replace(",", "")) == pytest.approx(ms, rel=5.1e-3)
+
+
 def test_the_setting_to_change_for_input():
     arrays, own = tiny.batches(), slow_batches()
     starving = {"input_ms": 6.0, "device_ms": 4.0}
@@ -602,6 +640,21 @@ def test_augmentation_is_seen_in_a_trace(resident, jit_compile, tmp_path):
     assert batches.augment is augment
 
 
+def test_batches_are_drawn_from_their_own_arrays(monkeypatch):
+    # Those of a copy would come to a GPU a second time.
+    drawn_by, draw = [], cifarflow.ArrayBatches.draw
+
+    def noted(self, *args):
+        drawn_by.append(self)
+        return draw(self, *args)
+
+    monkeypatch.setattr(cifarflow.ArrayBatches, "draw", noted)
+    batches = tiny.batches(augment=make_augment("flip"))
+    profile_tiny(batches=batches)
+    assert drawn_by
+    assert all(each is batches for each in drawn_by)
+
+
 # ------------------------------------------------------------------------------- what is refused
 
 
@@ -613,6 +666,8 @@ def test_augmentation_is_seen_in_a_trace(resident, jit_compile, tmp_path):
         ({"batches": [1, 2]}, r"batches must be ArrayBatches or .*, not \[1, 2\]"),
         ({"optimizer": "sgd"}, "optimizer must be a Keras optimizer, not 'sgd'"),
         ({"jit_compile": "auto"}, "jit_compile must be True or False, not 'auto'"),
+        ({"fused": "auto"}, "fused must be True or False, not 'auto'"),
+        ({"fused": None}, "fused must be True or False, not None"),
         ({"directory": ""}, "directory must be a path, or None to keep nothing, not ''"),
         ({"directory": 3}, "directory must be a path, or None to keep nothing, not 3"),
     ],
@@ -627,8 +682,11 @@ def test_bad_arguments(values, message, monkeypatch):
 def test_images_that_do_not_fit(monkeypatch):
     # Before anything is compiled.
     monkeypatch.setattr(module.StepRunner, "compile", None)
+    augment = make_augment("flip")
+    batches = tiny.batches(augment=augment)
     with pytest.raises(DataError, match="images must be"):
-        profile_tiny(tiny.tiny_mlp(image_shape=(4, 4, 3)))
+        profile_tiny(tiny.tiny_mlp(image_shape=(4, 4, 3)), batches=batches)
+    assert batches.augment is augment
 
 
 def test_directories_that_cannot_be_used(tmp_path, starved, monkeypatch):

@@ -7,11 +7,14 @@ import tensorflow as tf
 import tiny
 
 from cifarflow.data.augment import make_augment
+from cifarflow.errors import ConfigError
 from cifarflow.optimizers.sgd import SGD
 from cifarflow.training import runner
 from cifarflow.training.loop import train
 from cifarflow.training.runner import StepRunner
 from cifarflow.training.step import make_train_step
+
+ALL = "altflip,crop:2,brightness,contrast,cutout:3"
 
 
 def runner_of(batches, model=None, jit_compile=False, first_step=0):
@@ -28,7 +31,7 @@ def run_all(counts, jit_compile=False, model=None, **kwargs):
     return sums, tiny.weights(model)
 
 
-@pytest.mark.parametrize("augment", ["none", "flip,crop:2,cutout:3"])
+@pytest.mark.parametrize("augment", ["none", ALL, "flip,crop:2,cutout:3"])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_drawn_inside_or_brought_by_tf_data_the_steps_are_the_same(augment, shuffle):
     options = {"augment": make_augment(augment), "shuffle": shuffle, "seed": 4}
@@ -49,8 +52,9 @@ def test_calls_may_end_anywhere_also_within_the_next_epoch(counts):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_runner_starts_at_any_step():
-    batches = tiny.batches()
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_runner_starts_at_any_step(resident):
+    batches = tiny.batches(resident=resident)
     seen = []
 
     def noting(images, labels):
@@ -62,6 +66,64 @@ def test_a_runner_starts_at_any_step():
         seen.append(float(steps.run(1).loss))
     assert seen == [float(batches.batch_at(step)[0].astype(float).sum()) for step in range(12)]
     assert len(set(seen)) == 12
+
+
+def trained_anew(steps, step, model, variables, start, *, seed, counts):
+    """Sums and weights of a run from the same first weights, in the same runner."""
+    for variable, value in zip(variables, start, strict=True):
+        variable.assign(value)
+    if seed is not None:
+        steps.restart(seed=seed)
+    sums = np.sum([[float(each) for each in steps.run(count)] for count in counts], axis=0)
+    assert step.experimental_get_tracing_count() == 1
+    return sums, tiny.weights(model)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_restarted_runner_is_a_new_one(jit_compile):
+    def new(seed):
+        model = tiny.tiny_mlp()
+        optimizer = SGD(0.05, momentum=0.9, nesterov=True)
+        optimizer.build(model.trainable_variables)
+        step = make_train_step(model, optimizer, jit_compile=jit_compile)
+        batches = tiny.batches(seed=seed, augment=make_augment(ALL))
+        steps = StepRunner(step, batches, first_step=0, last_step=99, jit_compile=jit_compile)
+        variables = [*model.variables, *optimizer.variables]
+        return steps, step, model, variables, [np.asarray(each).copy() for each in variables]
+
+    one = new(3)
+    again = [trained_anew(*one, seed=seed, counts=[5, 9, 3]) for seed in (None, 8, 3)]
+    for seed, found in zip((3, 8, 3), again, strict=True):
+        expected = trained_anew(*new(seed), seed=None, counts=[17])
+        np.testing.assert_array_equal(found[0], expected[0])
+        for a, b in zip(found[1], expected[1], strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert (again[0][1][0] != again[1][1][0]).any()
+    assert one[0]._function.experimental_get_tracing_count() == 1
+
+
+def test_a_runner_restarts_at_any_step_and_with_the_batches_own_seed():
+    def noting(images, labels):
+        return tf.reduce_sum(tf.cast(images, tf.float64)), tf.zeros([]), tf.ones([])
+
+    batches = tiny.batches(seed=5, augment=make_augment("altflip,crop:2"))
+    steps = StepRunner(tf.function(noting), batches, first_step=0, last_step=99)
+    for seed, first in ((6, 11), (None, 3), (5, 0), (6, 0)):
+        steps.restart(seed=seed, first_step=first)
+        expected = tiny.batches(seed=5 if seed is None else seed, augment=batches.augment)
+        for step in (first, first + 1):
+            assert float(steps.run(1).loss) == expected.batch_at(step)[0].astype(float).sum()
+
+
+def test_a_restart_needs_arrays_and_good_numbers():
+    steps, _, _ = runner_of(tiny.batches(resident=False))
+    with pytest.raises(ConfigError, match="must be ArrayBatches with resident=True to start over"):
+        steps.restart(seed=1)
+    steps, _, _ = runner_of(tiny.batches())
+    with pytest.raises(ConfigError, match="seed must be a whole number >= 0, not -1"):
+        steps.restart(seed=-1)
+    with pytest.raises(ConfigError, match="first_step must be a whole number >= 0, not -2"):
+        steps.restart(first_step=-2)
 
 
 @pytest.fixture
@@ -78,7 +140,7 @@ def test_on_a_cpu_xla_compiles_the_steps_only():
 
 
 def test_xla_compiles_the_loop_and_everything_in_it(whole_loop):
-    options = {"augment": make_augment("flip,crop:2,cutout:3")}
+    options = {"augment": make_augment(ALL)}
     with_xla = run_all([5, 9], jit_compile=True, **options)
     without = run_all([5, 9], **options)
     np.testing.assert_allclose(with_xla[0], without[0], rtol=1e-5)

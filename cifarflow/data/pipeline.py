@@ -44,12 +44,12 @@ class Batches(Protocol):
         """Steps first_step..last_step-1, as a `tf.data.Dataset` of (images, labels)."""
 
 
-def epoch_order(num_examples: int, *, seed: int, epoch: Any) -> Any:
+def epoch_order(num_examples: int, *, seed: Any, epoch: Any) -> Any:
     """The order in which one epoch visits the examples.
 
     Args:
       num_examples: N.
-      seed: the run's seed, 0..2**31-1.
+      seed: the run's seed, 0..2**31-1; a number or an integer tensor.
       epoch: scalar, 0 for the first; a number or an integer tensor.
 
     Returns:
@@ -80,7 +80,9 @@ class ArrayBatches:
       labels: [N] integers, 0..num_classes-1.
       batch_size: examples a batch, 1..N.
       seed: seed of order and augmentation, 0..2**31-1.
-      augment: a function of (images [B, H, W, C], seed [2] int64), see `make_augment`.
+      augment: a function of (images [B, H, W, C], seed [2] int64), see `make_augment`.  One with a
+        true attribute `needs_examples` is also given examples, the indices [B] int32 of the images
+        in the arrays, and epoch, a scalar int64.
       shuffle: whether an epoch has a new order; False keeps the order of the arrays.
       num_classes: if given, labels are checked against it.
       resident: whether training draws the batches inside its compiled calls, from arrays on the
@@ -131,6 +133,7 @@ class ArrayBatches:
             raise ConfigError(f"resident must be True, False or None, not {resident!r}")
         self.resident = images.nbytes <= _MOST_RESIDENT_BYTES if resident is None else resident
         self.augment = augment
+        self._needs_examples = bool(getattr(augment, "needs_examples", False))
         self._shuffle = shuffle
         prepare_gpus()
         # On the host even where there is a GPU: tf.data runs there.
@@ -187,11 +190,12 @@ class ArrayBatches:
         images, labels = self._draw_at(check_int("step", step, minimum=0))
         return images.numpy(), labels.numpy()
 
-    def order(self, epoch: int) -> Any:
+    def order(self, epoch: int, *, seed: Any = None) -> Any:
         """The examples that each step of an epoch takes.
 
         Args:
           epoch: which, 0 for the first.
+          seed: of the run, a scalar; None means the batches' own.
 
         Returns:
           Indices [steps_per_epoch, B] int32.
@@ -200,14 +204,15 @@ class ArrayBatches:
           ConfigError: if epoch is negative.
         """
         with tf.device("CPU"):
-            return self._epoch_indices(check_int("epoch", epoch, minimum=0))[1]
+            return self._epoch_indices(check_int("epoch", epoch, minimum=0), seed)[1]
 
-    def draw(self, order: Any, step: Any) -> tuple[Any, Any]:
+    def draw(self, order: Any, step: Any, *, seed: Any = None) -> tuple[Any, Any]:
         """Draws a batch of an epoch, within a compiled function and on the device it runs on.
 
         Args:
-          order: what `order` returned for the epoch of the step.
+          order: what `order` returned for the epoch of the step, and for the same seed.
           step: scalar int64, of the run.
+          seed: scalar int64, the run's; None means the batches' own, as a constant.
 
         Returns:
           images [B, H, W, C] uint8 and labels [B] int32, as `dataset` has them.
@@ -221,17 +226,21 @@ class ArrayBatches:
         indices = tf.gather(order, step % self.steps_per_epoch)
         # TensorFlow's own gather of uint8 has no kernel for a GPU: XLA makes one.
         batch = tf.function(self._batch, jit_compile=True) if has_gpu() else self._batch
-        return batch(step, indices, *self._on_device)
+        return batch(step, indices, *self._on_device, self._seed_or_own(seed))
 
     def _draw_at(self, step: int) -> tuple[Any, Any]:
         epoch, position = divmod(step, self.steps_per_epoch)
         steps, indices = self._epoch_indices(epoch)
-        return self._batch(steps[position], indices[position], self._images, self._labels)
+        return self._host_batch(steps[position], indices[position])
 
-    def _epoch_indices(self, epoch: Any) -> tuple[Any, Any]:
+    def _seed_or_own(self, seed: Any) -> Any:
+        return tf.cast(self.seed if seed is None else seed, tf.int64)
+
+    def _epoch_indices(self, epoch: Any, seed: Any = None) -> tuple[Any, Any]:
         """The steps [S] int64 of an epoch and their examples [S, B] int32."""
         if self._shuffle:
-            order = epoch_order(self.num_examples, seed=self.seed, epoch=epoch)
+            seed = self._seed_or_own(seed)
+            order = epoch_order(self.num_examples, seed=seed, epoch=epoch)
         else:
             order = tf.range(self.num_examples)
         used = self.steps_per_epoch * self.batch_size
@@ -240,12 +249,18 @@ class ArrayBatches:
         return first + tf.range(self.steps_per_epoch, dtype=tf.int64), indices
 
     def _host_batch(self, step: Any, indices: Any) -> tuple[Any, Any]:
-        return self._batch(step, indices, self._images, self._labels)
+        seed = self._seed_or_own(None)
+        return self._batch(step, indices, self._images, self._labels, seed)
 
-    def _batch(self, step: Any, indices: Any, images: Any, labels: Any) -> tuple[Any, Any]:
+    def _batch(
+        self, step: Any, indices: Any, images: Any, labels: Any, seed: Any
+    ) -> tuple[Any, Any]:
         images, labels = tf.gather(images, indices), tf.gather(labels, indices)
         if self.augment is not None:
-            images = self.augment(images, tf.stack([tf.constant(self.seed, tf.int64), step]))
+            about: dict[str, Any] = {}
+            if self._needs_examples:
+                about = {"examples": indices, "epoch": step // self.steps_per_epoch}
+            images = self.augment(images, tf.stack([seed, step]), **about)
         return images, labels
 
 

@@ -11,8 +11,8 @@ without the profiler; then some steps are traced, and the trace says how that ti
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
+import decimal
 import json
 import os
 import pathlib
@@ -156,6 +156,7 @@ def profile(
     batches: Batches | tf.data.Dataset,
     steps: int = 20,
     jit_compile: bool = False,
+    fused: bool = True,
     loss_fn: LossFn | None = None,
     directory: str | os.PathLike[str] | None = None,
 ) -> Profile:
@@ -170,6 +171,7 @@ def profile(
       batches: `ArrayBatches`, `DatasetBatches` or a `tf.data.Dataset`; the first ones are drawn.
       steps: how many to trace, after others that warm up and are timed.
       jit_compile: whether XLA compiles the steps.
+      fused: whether the model trains by fused kernels, see `make_train_step`.
       loss_fn: function of (labels, outputs) that returns losses [B]; cross-entropy by default.
       directory: where to keep the trace: `plugins/profile/` is for TensorBoard's profiler,
         `trace.json.gz` for Perfetto and chrome://tracing, `profile.json` has the figures.  None
@@ -189,21 +191,25 @@ def profile(
     check_int("steps", steps)
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise ConfigError(f"optimizer must be a Keras optimizer, not {optimizer!r:.80}")
-    if not isinstance(jit_compile, bool):
-        raise ConfigError(f"jit_compile must be True or False, not {jit_compile!r}")
-    batches = _with_named_augment(as_batches(batches))
+    for name, value in (("jit_compile", jit_compile), ("fused", fused)):
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} must be True or False, not {value!r}")
+    batches = as_batches(batches)
     folder = None if directory is None else _check_directory(directory)
     check_readable()
     prepare_gpus()
-    train_step = make_train_step(model, optimizer, loss_fn=loss_fn, jit_compile=jit_compile)
-    runner = StepRunner(
-        train_step, batches, first_step=0, last_step=_MANY_STEPS, jit_compile=jit_compile
+    train_step = make_train_step(
+        model, optimizer, loss_fn=loss_fn, jit_compile=jit_compile, fused=fused
     )
-    check_fits(model, runner.element_spec)
+    with _named_augment(batches):
+        runner = StepRunner(
+            train_step, batches, first_step=0, last_step=_MANY_STEPS, jit_compile=jit_compile
+        )
+        check_fits(model, runner.element_spec)
+        run_steps = runner.compile()
     variables = [*model.variables, *optimizer.variables]
     scratch_folder = tempfile.TemporaryDirectory(prefix="cifarflow-profile-")
     with _restored(variables), explained(model), scratch_folder as scratch:
-        run_steps = runner.compile()
 
         def call(count: int) -> tuple[float, float]:
             """Runs so many steps; returns seconds and examples of one."""
@@ -288,20 +294,25 @@ def _check_directory(directory: str | os.PathLike[str]) -> pathlib.Path:
     return folder
 
 
-def _with_named_augment(batches: Batches) -> Batches:
-    """The same batches, with a scope around the operations of their augmentation."""
+@contextlib.contextmanager
+def _named_augment(batches: Batches) -> Iterator[None]:
+    """Puts a scope around the operations of an augmentation that is traced meanwhile."""
     if not isinstance(batches, ArrayBatches) or batches.augment is None:
-        return batches
+        yield
+        return
     augment = batches.augment
 
-    def named(images: Any, seed: Any) -> Any:
+    def named(images: Any, seed: Any, **about: Any) -> Any:
         with tf.name_scope(_AUGMENT_SCOPE):
-            return augment(images, seed)
+            return augment(images, seed, **about)
 
-    # The arrays are shared.
-    batches = copy.copy(batches)
+    # Not a copy of the batches, which would take its own copy of the arrays to a GPU, where
+    # training needs them too.
     batches.augment = named
-    return batches
+    try:
+        yield
+    finally:
+        batches.augment = augment
 
 
 def _precision(model: Any) -> str:
@@ -440,12 +451,17 @@ def _judge(found: Profile, split: Split, batches: Batches) -> Profile:
         what, ms = "The device", found.device_ms
         setting, advice = _device_advice(found)
     share = _percent(ms / found.step_ms)
-    verdict = f"{what} takes {share} of the step's {found.step_ms:.3g} ms: {advice}."
+    verdict = f"{what} takes {share} of the step's {_plain(found.step_ms)} ms: {advice}."
     return dataclasses.replace(found, verdict=verdict, setting=setting)
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
+
+
+def _plain(value: float) -> str:
+    """Three digits that count, never as a power of ten: 1,030 or 26.2 or 0.061."""
+    return f"{decimal.Decimal(f'{value:.3g}'):,f}"
 
 
 # Stages of tf.data that wait for others, and do nothing themselves.
@@ -479,10 +495,8 @@ def _input_advice(found: Profile, split: Split, batches: Batches) -> tuple[str, 
 
 def _host_advice(found: Profile) -> tuple[str, str]:
     """The setting to change where starting operations takes longer than computing, and why."""
-    # A call of XLA's program takes .2 ms on two Zen 4 cores, and on a CPU its convolutions take up
-    # to twice as long as TensorFlow's.  Without and with it a step of an mlp of 64 units took .62
-    # and .51 ms there, of a cnn of 8 and 8 filters at batch 4 1.6 and .9, of a resnet of depth 8
-    # and 4, 8, 8 filters 5.3 and 3.5, but of lab_cnn 31 and 46.
+    # Measured once on two Zen 4 cores: a call of XLA's program takes .2 ms, and its convolutions
+    # take up to twice as long as TensorFlow's, so that small models gain and lab_cnn loses.
     convolutions = sum(op.ms for op in found.ops if op.family == "convolution")
     spare = found.host_ms - (0 if _is_gpu(found) else convolutions)
     if not found.jit_compile and spare > 0.3:
@@ -507,8 +521,8 @@ def _device_advice(found: Profile) -> tuple[str, str]:
             "try jit_compile=False, as on a CPU TensorFlow's own convolutions are faster than XLA's"
         )
     # With fewer examples a dense layer's weights are read, or converted, more than multiplied by.
-    # On two Zen 4 cores a step of the mlp took 3.8 ms in float32 and 4.3 in bfloat16 at batch 32,
-    # 8.6 and 6.9 at 128, 27 and 21 at 512; of small cnns 2.5 and 3.0, 3.3 and 2.4, 6.6 and 4.7.
+    # Measured once on two Zen 4 cores: the mlp and small cnns were slower in bfloat16 at batch 32
+    # and faster from 128 on.
     is_dense = found.batch_size >= 128 or ms["convolution"] > most
     multiplies = ms["convolution"] + ms["product"]
     is_long = _is_gpu(found) or multiplies > 2

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from cifarflow.data.pipeline import ArrayBatches, Batches
 from cifarflow.device import has_gpu
+from cifarflow.errors import ConfigError, check_int, check_seed
 from cifarflow.training.step import Sums
 
 # Around the operations that draw a batch inside a call: a trace knows them by it.
@@ -47,15 +48,16 @@ class StepRunner:
         last_step: int,
         jit_compile: bool = False,
     ) -> None:
-        self._next_step = first_step
         self._arrays = batches if isinstance(batches, ArrayBatches) and batches.resident else None
         if self._arrays is not None:
             self.element_spec = self._arrays.element_spec
-            # On a CPU, XLA's loops have only slow kernels for convolutions: a step of lab_cnn took
-            # 704 ms within one, 46 ms outside.
+            # On a CPU, XLA's loops have only slow kernels for convolutions: a step takes many times
+            # as long within one as outside.
             whole = jit_compile and has_gpu()
             self._function = _drawing(train_step, self._arrays, jit_compile=whole)
-            self._epoch, self._order = -1, None
+            # An iterator keeps its own count.
+            self._next_step, self._epoch, self._order = first_step, -1, None
+            self._seed = self._arrays.seed
         else:
             dataset = batches.dataset(first_step, last_step)
             self.element_spec = dataset.element_spec
@@ -70,7 +72,7 @@ class StepRunner:
             if self._arrays is not None:
                 shape = [self._arrays.steps_per_epoch, self._arrays.batch_size]
                 order = tf.TensorSpec(shape, tf.int32)
-                self._compiled = self._function.get_concrete_function(order, count, count)
+                self._compiled = self._function.get_concrete_function(order, count, count, count)
             else:
                 self._compiled = self._function.get_concrete_function(self._iterator, count)
         return self._compiled
@@ -83,23 +85,45 @@ class StepRunner:
         """
         run_steps = self.compile()
         if self._arrays is None:
-            self._next_step += count
             return Sums(*run_steps(self._iterator, tf.constant(count, tf.int64)))
         total: Any = None
         while count:
             epoch, position = divmod(self._next_step, self._arrays.steps_per_epoch)
             if epoch != self._epoch:
-                self._epoch, self._order = epoch, self._arrays.order(epoch)
+                self._epoch, self._order = epoch, self._arrays.order(epoch, seed=self._seed)
             part = min(count, self._arrays.steps_per_epoch - position)
             sums = run_steps(
                 self._order,
                 tf.constant(self._next_step, tf.int64),
                 tf.constant(self._next_step + part, tf.int64),
+                tf.constant(self._seed, tf.int64),
             )
             total = sums if total is None else total + sums
             self._next_step += part
             count -= part
         return Sums(*total)
+
+    def restart(self, *, seed: int | None = None, first_step: int = 0) -> None:
+        """Goes to the start of a run of another seed, or of the same, in the same compiled call.
+
+        The batches are the same as of `ArrayBatches` with that seed.  Model and optimiser stay as
+        they are.
+
+        Args:
+          seed: of order and augmentation, 0..2**31-1; None means the batches' own.
+          first_step: the step that `run` runs next.
+
+        Raises:
+          ConfigError: if seed or first_step is out of range, or the batches come through `tf.data`.
+        """
+        if self._arrays is None:
+            raise ConfigError(
+                "batches must be ArrayBatches with resident=True to start over, not batches that "
+                "come through tf.data"
+            )
+        self._seed = self._arrays.seed if seed is None else check_seed(seed)
+        self._next_step = check_int("first_step", first_step, minimum=0)
+        self._epoch, self._order = -1, None
 
 
 def make_run_steps(train_step: Any) -> Any:
@@ -128,17 +152,17 @@ def _drawing(train_step: Any, batches: ArrayBatches, *, jit_compile: bool) -> An
     """Compiles many steps of one epoch into one call that draws their batches itself."""
 
     @tf.function(jit_compile=jit_compile)
-    def run_steps(order: Any, first_step: Any, last_step: Any) -> Sums:
+    def run_steps(order: Any, first_step: Any, last_step: Any, seed: Any) -> Sums:
         sums = _no_sums()
         with tf.name_scope(INPUT_SCOPE):
-            images, labels = batches.draw(order, first_step)
+            images, labels = batches.draw(order, first_step, seed=seed)
         # XLA would compile a loop over tf.range(first_step, last_step) anew for each of its bounds.
         step = first_step
         while step < last_step:
             step += 1
             # A batch ahead, as nothing of it depends on the step: the two run side by side.
             with tf.name_scope(INPUT_SCOPE):
-                next_images, next_labels = batches.draw(order, step)
+                next_images, next_labels = batches.draw(order, step, seed=seed)
             sums = _add(sums, train_step(images, labels))
             images, labels = next_images, next_labels
         return Sums(*sums)
