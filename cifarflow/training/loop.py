@@ -39,6 +39,7 @@ from cifarflow.errors import (
     check_float,
     check_int,
 )
+from cifarflow.training.averaging import Averaging
 from cifarflow.training.checkpoints import Checkpoints
 from cifarflow.training.clock import Clock
 from cifarflow.training.history import History
@@ -160,6 +161,7 @@ def train(
     log_every: Every | None = None,
     hooks: Sequence[Hook] = (),
     loss_fn: LossFn | None = None,
+    averaging: Averaging | None = None,
     jit_compile: bool = False,
     fused: bool = True,
     history: History | None = None,
@@ -179,9 +181,13 @@ def train(
       total_steps: the same in steps; give one of the two.
       validation: a finite `tf.data.Dataset` of (images, labels), or None.
       validate_every: when to evaluate on it, every epoch by default.
-      log_every: when to log training means, every quarter of an epoch by default.
+      log_every: when to log training means; by default every quarter of an epoch, in a run shorter
+        than five epochs every twentieth of the run.
       hooks: what else to run, and when.
       loss_fn: function of (labels, outputs) that returns losses [B]; cross-entropy by default.
+      averaging: `Lookahead` or `WeightEMA`: what is validated, and what the model holds at the
+        end, are then averages of its weights; hooks see it with the weights in training, and
+        after an interruption it has those.
       jit_compile: whether XLA compiles the steps.
       fused: whether the model trains by fused kernels, see `make_train_step`.
       history: where to log; a new one in memory by default.
@@ -209,6 +215,7 @@ def train(
         optimizer=(optimizer, keras.optimizers.Optimizer, "a Keras optimizer"),
         validation=(validation, tf.data.Dataset, "a tf.data.Dataset of (images, labels)"),
         validate_every=(validate_every, *every),
+        averaging=(averaging, Averaging, "a Lookahead or a WeightEMA"),
         log_every=(log_every, *every),
         history=(history, History, "a History"),
         checkpoints=(checkpoints, Checkpoints, "a Checkpoints"),
@@ -229,18 +236,24 @@ def train(
     train_step = make_train_step(
         model, optimizer, loss_fn=loss_fn, jit_compile=jit_compile, fused=fused
     )
-    eval_step = make_eval_step(model, loss_fn=loss_fn, jit_compile=jit_compile)
+    if averaging is not None:
+        train_step = averaging.around(train_step, model, total_steps=steps)
+    eval_step = make_eval_step(model, loss_fn=loss_fn, jit_compile=jit_compile, fused=fused)
     evaluate = make_evaluate(model, eval_step)
     state = LoopState(model, optimizer, history, 0, batches.steps_per_epoch, steps)
-    books = _Books(state, checkpoints, hooks)
+    books = _Books(state, checkpoints, hooks, averaging)
 
     def validate(state: LoopState) -> None:
-        state.validation, state.validation_step = evaluate(validation), state.step
+        with averaging.averaged() if averaging is not None else contextlib.nullcontext():
+            state.validation, state.validation_step = evaluate(validation), state.step
         books.log_validation()
         if progress is not None:
             progress.line(_epoch_line(state))
 
-    events = [Hook(log_every or Every(epochs=0.25), lambda _: books.log_train())]
+    if log_every is None:
+        is_short = steps < 5 * batches.steps_per_epoch
+        log_every = Every(steps=max(1, steps // 20)) if is_short else Every(epochs=0.25)
+    events = [Hook(log_every, lambda _: books.log_train())]
     if validation is not None:
         events.append(Hook(validate_every or Every(epochs=1), validate))
     events.extend(hooks)
@@ -289,6 +302,8 @@ def train(
                 raise TrainingInterrupted(
                     state.step, checkpoints.path(state.step) if checkpoints else None
                 )
+    if averaging is not None:
+        averaging.finish()
     summary = {
         "steps": state.step,
         "epochs": round(state.epoch, 4),
@@ -305,12 +320,17 @@ class _Books:
     """What a run keeps beside the model: log, sums since the last row, clock, checkpoints."""
 
     def __init__(
-        self, state: LoopState, checkpoints: Checkpoints | None, hooks: Sequence[Hook]
+        self,
+        state: LoopState,
+        checkpoints: Checkpoints | None,
+        hooks: Sequence[Hook],
+        averaging: Averaging | None,
     ) -> None:
         self.clock = Clock()
         self.pending = _Total()
         self._state, self._checkpoints, self._hooks = state, checkpoints, hooks
         self._variables = [*state.model.variables, *state.optimizer.variables]
+        self._variables += averaging.variables if averaging is not None else []
 
     def log_train(self) -> None:
         """Logs the means over the steps since the last train row."""
