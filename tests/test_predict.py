@@ -11,6 +11,8 @@ from cifarflow.errors import ConfigError, DataError
 from cifarflow.evaluation.predict import predict, softmax
 from cifarflow.models.cnn import cnn
 
+L = keras.layers
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -78,6 +80,176 @@ def test_a_subclassed_model_works_too():
     np.testing.assert_allclose(predict(Average(), images), np.full((3, 2), 9))
     with pytest.raises(DataError, match=r"\[N, any, any, any\] uint8"):
         predict(Average(), images[0])
+
+
+def views_of(images, tta):
+    """The views [N, H, W, C] and their weights, pixel by pixel."""
+    height, width = images.shape[1:3]
+    around = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)], "reflect")
+    shifts = {"none": [], "mirror": [(1.0, 1)], "multicrop": [(0.5, 1), (0.25, 0), (0.25, 2)]}[tta]
+    for weight, corner in shifts:
+        crop = around[:, corner : corner + height, corner : corner + width]
+        yield weight / 2, crop
+        yield weight / 2, crop[:, :, ::-1]
+    if tta == "none":
+        yield 1.0, images
+
+
+def mean_of_views(model, images, tta):
+    return sum(weight * keras_outputs(model, view) for weight, view in views_of(images, tta))
+
+
+def keras_outputs(model, images):
+    return model.predict(images.astype(np.float32), verbose=0)
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """A model that minds where things are, of images that are not square, without a dense layer."""
+    inputs = keras.Input((6, 9, 3))
+    x = L.Conv2D(8, 3, activation="gelu", kernel_initializer=keras.initializers.HeNormal(0))(
+        L.Rescaling(1 / 128, -1)(inputs)
+    )
+    return keras.Model(
+        inputs, L.Dense(4, kernel_initializer=keras.initializers.HeNormal(1))(L.Flatten()(x))
+    )
+
+
+@pytest.fixture(scope="module")
+def wide_images():
+    return np.random.default_rng(0).integers(0, 256, (23, 6, 9, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("tta", ["none", "mirror", "multicrop"])
+@pytest.mark.parametrize("batch_size", [5, 23, 500])
+def test_outputs_are_the_weighted_mean_over_the_views(tta, batch_size, wide, wide_images):
+    outputs = predict(wide, wide_images, batch_size=batch_size, tta=tta)
+    assert outputs.dtype == np.float32
+    np.testing.assert_allclose(outputs, mean_of_views(wide, wide_images, tta), atol=2e-5)
+    others = {"none", "mirror", "multicrop"} - {tta}
+    for other in others:
+        assert np.abs(outputs - mean_of_views(wide, wide_images, other)).max() > 0.01
+
+
+def test_views_of_real_images(model, some_images):
+    images = some_images[0][:40]
+    outputs = predict(model, images, tta="multicrop", batch_size=16)
+    np.testing.assert_allclose(outputs, mean_of_views(model, images, "multicrop"), atol=1e-5)
+
+
+@pytest.mark.parametrize("tta", ["mirror", "multicrop"])
+@pytest.mark.parametrize(
+    ("share", "count"), [(0.25, 6), (0.5, 12), (1e-9, 1), (0.999, 23), (np.float32(0.5), 12)]
+)
+def test_only_the_least_confident_share_gets_all_views(tta, share, count, wide, wide_images):
+    outputs = predict(wide, wide_images, tta=tta, tta_share=share, batch_size=7)
+    plain = keras_outputs(wide, wide_images)
+    exponentials = np.exp(plain)
+    confidence = (exponentials / exponentials.sum(axis=1, keepdims=True)).max(axis=1)
+    unsure = np.argsort(confidence)[:count]
+    expected = plain.copy()
+    expected[unsure] = mean_of_views(wide, wide_images, tta)[unsure]
+    np.testing.assert_allclose(outputs, expected, atol=2e-5)
+    changed = np.abs(outputs - plain).max(axis=1) > 1e-3
+    assert set(np.flatnonzero(changed)) == set(unsure)
+
+
+def test_of_equally_confident_images_the_first_get_all_views(wide, wide_images):
+    images = np.repeat(wide_images[:1], 10, axis=0)
+    outputs = predict(wide, images, tta="mirror", tta_share=0.3)
+    plain, mean = predict(wide, images[:1])[0], predict(wide, images[:1], tta="mirror")[0]
+    assert np.abs(plain - mean).max() > 0.01
+    np.testing.assert_allclose(outputs[:3], [mean] * 3, atol=1e-5)
+    np.testing.assert_allclose(outputs[3:], [plain] * 7, atol=1e-5)
+
+
+def test_without_tta_the_share_changes_nothing(wide, wide_images):
+    np.testing.assert_array_equal(
+        predict(wide, wide_images, tta_share=0.1), predict(wide, wide_images)
+    )
+
+
+def test_a_model_that_ends_in_probabilities_has_them_for_its_confidence():
+    # The left pixel, in percent, is what the model says of the image.
+    inputs = keras.Input((1, 2, 3))
+    model = keras.Model(
+        inputs, L.Rescaling(1 / 100)(L.Flatten()(L.Cropping2D(((0, 0), (0, 1)))(inputs)))
+    )
+    # The softmax of these would have its least confident first: it minds the other two.
+    pixels = [[51, 49, 0], [50, 25, 25]]
+    images = np.array([[[pixel, [0, 0, 100]]] for pixel in pixels], np.uint8)
+    outputs = predict(model, images, tta="mirror", tta_share=0.5)
+    np.testing.assert_allclose(outputs, [[0.51, 0.49, 0], [0.25, 0.125, 0.625]], atol=1e-6)
+    shown = softmax(np.array(pixels) / 100).max(axis=1)
+    assert shown[0] < shown[1]
+
+
+@pytest.mark.parametrize("tta", ["none", "mirror", "multicrop"])
+def test_one_trace_for_all_batches_and_views(tta, wide_images):
+    traced = []
+
+    class Average(keras.Model):
+        def call(self, images, training=False):
+            traced.append((images.dtype, images.shape, training))
+            return keras.ops.mean(keras.ops.cast(images, "float32"), axis=(1, 2))
+
+    predict(Average(), wide_images, tta=tta, tta_share=0.5, batch_size=4)
+    assert [(dtype, tuple(shape), training) for dtype, shape, training in traced] == [
+        ("uint8", (None, 6, 9, 3), False)
+    ]
+
+
+def test_tta_of_images_of_any_size_and_a_subclassed_model():
+    class Corner(keras.Model):
+        def call(self, images, training=False):
+            return keras.ops.cast(images[:, 0, 0], "float32")
+
+    images = np.arange(2 * 2 * 3, dtype=np.uint8).reshape(1, 2, 2, 3)
+    # Top left of: the image, its mirror image; shifted by (-1, -1) and (1, 1), each with its own.
+    # The pixels are numbered 0 1 / 2 3; reflected around: 3 2 3 2 / 1 0 1 0 / 3 2 3 2 / 1 0 1 0.
+    pixels = images.reshape(4, 3).astype(np.float32)
+    expected = (
+        (pixels[0] + pixels[1]) / 4 + (pixels[3] + pixels[2]) / 8 + (pixels[3] + pixels[2]) / 8
+    )
+    np.testing.assert_allclose(predict(Corner(), images, tta="multicrop"), [expected])
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 4, 3), (3, 4, 1, 3), (3, 1, 1, 3)])
+def test_one_pixel_cannot_be_reflected(shape):
+    inputs = keras.Input((None, None, 3))
+    average = keras.Model(inputs, L.GlobalAveragePooling2D()(inputs))
+    images = np.full(shape, 9, np.uint8)
+    with pytest.raises(DataError) as caught:
+        predict(average, images, tta="multicrop")
+    assert str(caught.value) == (
+        "images must be 2 pixels or more in height and width for tta='multicrop', "
+        f"not {list(shape)}"
+    )
+    np.testing.assert_allclose(predict(average, images, tta="mirror"), np.full((3, 3), 9))
+
+
+@pytest.mark.parametrize("bad", ["flip", "Mirror", "", None, True, 2])
+def test_tta_must_be_known(bad, model):
+    with pytest.raises(ConfigError) as caught:
+        predict(model, np.zeros((2, 32, 32, 3), np.uint8), tta=bad)
+    assert str(caught.value) == f"tta must be one of none, mirror, multicrop, not {bad!r}"
+
+
+@pytest.mark.parametrize("bad", [0, -0.5, 1.001, 25, float("nan"), float("inf"), "0.5", None, True])
+@pytest.mark.parametrize("tta", ["none", "multicrop"])
+def test_tta_share_must_be_above_zero_and_at_most_one(bad, tta, model):
+    with pytest.raises(ConfigError) as caught:
+        predict(model, np.zeros((2, 32, 32, 3), np.uint8), tta=tta, tta_share=bad)
+    assert str(caught.value) == f"tta_share must be a finite number > 0 and <= 1, not {bad!r}"
+
+
+@pytest.mark.parametrize("tta", ["mirror", "multicrop"])
+def test_tta_wants_images_that_the_model_takes(tta, model):
+    with pytest.raises(DataError) as caught:
+        predict(model, np.zeros((2, 34, 34, 3), np.uint8), tta=tta)
+    assert str(caught.value) == (
+        "images must be [N, 32, 32, 3] uint8 for this model, not [2, 34, 34, 3] uint8"
+    )
 
 
 @pytest.mark.parametrize("bad", [0, -1, 2.5, "10", None, True])

@@ -1,6 +1,6 @@
 """The stand-in set: ten classes of drawn 32x32 images for machines without CIFAR-10.
 
-    arrays = make_standin(seed=0)  # 10,000 training and 2,000 test images, drawn in 2 s
+    arrays = make_standin(seed=0)  # 10,000 training and 2,000 test images
     dataset = load_standin()       # the same with a validation split, kept in the cache
     CLASS_NAMES                    # ("disk", "ring", "square", ...)
 

@@ -1,11 +1,13 @@
-"""A Keras model's training pass by faster kernels: the same mathematics, the same variables.
+"""A Keras model's forward pass by faster kernels: the same mathematics, the same variables.
 
     forward = fuse(model)
     outputs = forward(images)  # as model(images, training=True)
 
-The model stays as it is: plain Keras layers, plain files.  What changes is which kernels a
-training step is made of, layer by layer, where the layers are known and it pays:
+The model stays as it is: plain Keras layers, plain files.  What changes is which kernels a step of
+training or of evaluation is made of, layer by layer, where the layers are known and it pays:
 
+- Rescaling by constants of each channel: along whole rows of the image, since on a CPU TensorFlow
+  spreads a few numbers over the channels far more slowly than a row's over the rows.
 - BatchNormalization: one fused kernel forward and one back in place of some fifteen passes over
   the activations, and no copy of them in float32 under mixed precision.
 - Dropout: a random byte an element (two where the rate asks for it) in place of a float, so a rate
@@ -30,6 +32,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from cifarflow.device import has_gpu
@@ -41,25 +44,21 @@ _RISING = frozenset(
 )
 
 
-# The class of functional models has no public name.
-_INPUT = keras.Input((1,))
-_FUNCTIONAL_CALL = type(keras.Model(_INPUT, _INPUT)).call
-
-
-def fuse(model: Any) -> Callable[[Any], Any]:
-    """Returns the model's training pass, by fused kernels where there are some.
+def fuse(model: Any, *, training: bool = True) -> Callable[[Any], Any]:
+    """Returns the model's training or inference pass, by fused kernels where there are some.
 
     Args:
       model: a Keras model.  Functional and sequential ones are looked into; any other runs as
         it is.
+      training: whether the model trains: dropout drops, BatchNorm takes the batch's statistics.
 
     Returns:
-      A function of the model's inputs that returns what `model(inputs, training=True)` would, up
-      to rounding and to which elements dropout draws, and updates the same variables.
+      A function of the model's inputs that returns what `model(inputs, training=training)` would,
+      up to rounding and to which elements dropout draws, and updates the same variables.
     """
     graph: Any = getattr(model, "_functional", model)
     if not _is_known(model) or len(graph.inputs) != 1 or _has_side_effects(model):
-        return lambda images: model(images, training=True)
+        return lambda images: model(images, training=training)
     nodes_by_depth = graph._nodes_by_depth
     nodes = [
         node
@@ -67,7 +66,7 @@ def fuse(model: Any) -> Callable[[Any], Any]:
         for node in nodes_by_depth[depth]
         if not node.is_input
     ]
-    kernels = _choose_kernels(nodes, graph.outputs)
+    kernels = _choose_kernels(nodes, graph.outputs, training)
 
     # Plain Python that runs once, while tracing: there is nothing in it for AutoGraph.
     @tf.autograph.experimental.do_not_convert
@@ -96,7 +95,9 @@ def _is_known(model: Any) -> bool:
     graph = getattr(model, "_functional", None) or model
     if not hasattr(graph, "_nodes_by_depth"):
         return False
-    return type(model).call in (keras.Sequential.call, _FUNCTIONAL_CALL)
+    # Keras's own, by where it was written: the class of functional models has no public name.
+    author = next(cls for cls in type(model).__mro__ if "call" in vars(cls))
+    return author.__module__.partition(".")[0] == "keras"
 
 
 def _has_side_effects(model: Any) -> bool:
@@ -117,12 +118,14 @@ def _has_layers_inside(layer: Any) -> bool:
     return bool(list(layer._flatten_layers(include_self=False)))
 
 
-def _choose_kernels(nodes: list[Any], outputs: list[Any]) -> list[Callable[..., Any]]:
+def _choose_kernels(
+    nodes: list[Any], outputs: list[Any], training: bool
+) -> list[Callable[..., Any]]:
     """A function for each node, in place of calling its operation."""
     readers = Counter(id(tensor) for node in nodes for tensor in node.input_tensors)
     readers.update(id(tensor) for tensor in outputs)
     made_by = {id(tensor): index for index, node in enumerate(nodes) for tensor in node.outputs}
-    kernels: list[Callable[..., Any]] = [_kernel_of(node.operation) for node in nodes]
+    kernels: list[Callable[..., Any]] = [_kernel_of(node.operation, training) for node in nodes]
     for index, node in enumerate(nodes):
         if type(node.operation) is not keras.layers.MaxPooling2D:
             continue
@@ -138,11 +141,14 @@ def _choose_kernels(nodes: list[Any], outputs: list[Any]) -> list[Callable[..., 
     return kernels
 
 
-def _kernel_of(layer: Any) -> Any:
-    """The fastest equal of calling this layer in training mode."""
-    if _is_plain_batch_norm(layer):
-        return _batch_norm(layer)
-    if _is_plain_dropout(layer):
+def _kernel_of(layer: Any, training: bool) -> Any:
+    """The fastest equal of calling this layer."""
+    if _is_rescaling_of_channels(layer):
+        return _rescaling(layer)
+    # A frozen BatchNormalization takes its running statistics in training too.
+    if _is_plain_batch_norm(layer) and (layer.trainable or not training):
+        return _batch_norm(layer, training)
+    if training and _is_plain_dropout(layer):
         return _dropout(layer)
     if _is_plain_convolution(layer):
         activation = _XLA_ACTIVATIONS.get(layer.activation, layer.activation)
@@ -152,8 +158,16 @@ def _kernel_of(layer: Any) -> Any:
         activation = _XLA_ACTIVATIONS[layer.activation]
         return lambda inputs: activation(tf.cast(inputs, layer.compute_dtype))
     if isinstance(layer, keras.layers.Layer) and getattr(layer, "_call_has_training_arg", False):
-        return lambda *args, **kwargs: layer(*args, **{**kwargs, "training": True})
+        return lambda *args, **kwargs: layer(*args, **{**kwargs, "training": training})
     return layer
+
+
+def _is_rescaling_of_channels(layer: Any) -> bool:
+    return (
+        type(layer) is keras.layers.Rescaling
+        and max(np.ndim(layer.scale), np.ndim(layer.offset)) == 1
+        and keras.config.image_data_format() == "channels_last"
+    )
 
 
 def _is_plain_batch_norm(layer: Any) -> bool:
@@ -165,8 +179,6 @@ def _is_plain_batch_norm(layer: Any) -> bool:
         # What the fused kernel knows.
         and layer.variable_dtype == "float32"
         and layer.compute_dtype in ("float32", "bfloat16", "float16")
-        # A frozen one takes its running statistics in training too.
-        and layer.trainable
     )
 
 
@@ -205,10 +217,27 @@ def _custom_gradient(function: Callable[..., Any]) -> Any:
     return tf.custom_gradient(scoped)
 
 
-def _batch_norm(layer: Any) -> Callable[[Any], Any]:
+def _rescaling(layer: Any) -> Callable[[Any], Any]:
+    def rescale(inputs: Any) -> Any:
+        if inputs.shape.rank != 4 or not inputs.shape[1:].is_fully_defined():
+            return layer(inputs)
+        *_, height, width, channels = inputs.shape
+
+        def of_a_row(constant: Any) -> Any:
+            constant = keras.ops.cast(constant, layer.compute_dtype)
+            return tf.tile(tf.broadcast_to(constant, [channels]), [width])
+
+        rows = tf.reshape(tf.cast(inputs, layer.compute_dtype), [-1, height, width * channels])
+        rows = rows * of_a_row(layer.scale) + of_a_row(layer.offset)
+        return tf.reshape(rows, [-1, height, width, channels])
+
+    return rescale
+
+
+def _batch_norm(layer: Any, training: bool) -> Callable[[Any], Any]:
     def normalise(inputs: Any, mask: Any = None, **_: Any) -> Any:
         if mask is not None:
-            return layer(inputs, training=True, mask=mask)
+            return layer(inputs, training=training, mask=mask)
         inputs = tf.cast(inputs, layer.compute_dtype)
         channels = inputs.shape[-1]
         empty = tf.zeros([0])
@@ -216,11 +245,13 @@ def _batch_norm(layer: Any) -> Callable[[Any], Any]:
             x=inputs,
             scale=layer.gamma.value if layer.scale else tf.ones([channels]),
             offset=layer.beta.value if layer.center else tf.zeros([channels]),
-            mean=empty,
-            variance=empty,
+            mean=empty if training else layer.moving_mean.value,
+            variance=empty if training else layer.moving_variance.value,
             epsilon=layer.epsilon,
-            is_training=True,
+            is_training=training,
         )
+        if not training:
+            return outputs
         # The kernel returns the unbiased variance, for which it divides by n - 1; Keras keeps
         # the biased one.
         count = tf.cast(tf.size(inputs) // channels, tf.float32)
@@ -284,12 +315,17 @@ def _without_activation(layer: Any) -> Callable[[Any], Any]:
     def convolve(inputs: Any) -> Any:
         dtype = layer.compute_dtype
         inputs, kernel = tf.cast(inputs, dtype), tf.cast(layer.kernel.value, dtype)
-        if own_gradient and inputs.shape[1:3].is_fully_defined() and inputs.shape[0]:
+        is_own = own_gradient and inputs.shape[1:3].is_fully_defined() and inputs.shape[0]
+        if is_own:
             outputs = _convolve(inputs, kernel, padding)
         else:
             outputs = tf.nn.conv2d(inputs, kernel, layer.strides, padding)
         if layer.use_bias:
-            outputs = tf.nn.bias_add(outputs, tf.cast(layer.bias.value, dtype))
+            # oneDNN's gradient of the filters has the bias's with it; where it is not used that
+            # would be left to TensorFlow's.
+            is_alone = is_own and _is_slow_gradient(inputs.shape, kernel.shape, padding)
+            add = _add_bias if is_alone else tf.nn.bias_add
+            outputs = add(outputs, tf.cast(layer.bias.value, dtype))
         return outputs
 
     return convolve
@@ -336,9 +372,8 @@ def _convolve(images: Any, kernel: Any, padding: str) -> Any:
 def _is_slow_gradient(images: Any, kernel: Any, padding: str) -> bool:
     """Whether oneDNN's own bfloat16 gradient of the filters is the slower one here.
 
-    Measured on two cores of an AMD EPYC (Zen 4, AVX512_BF16): square images of 3 to 32 pixels, 16
-    to 256 channels, batches of 32 to 512.  Of 3x3 images with 256 channels, in a batch of 512, its
-    own kernel took 3.3 times as long; at 14x14, 5x5 filters and batch 32, 1.15 to 1.4 times.
+    Measured once on two Zen 4 cores with AVX512_BF16: square images of 3 to 32 pixels, 16 to 256
+    channels, batches of 32 to 512.  The smaller the images, the more its own kernel falls behind.
     """
     batch, height, width, channels = images
     if padding == "VALID":
@@ -353,6 +388,22 @@ def _kernel_gradient(images: Any, kernel: Any, upstream: Any, padding: str) -> A
     as_filter = tf.transpose(upstream, [1, 2, 0, 3])
     found = tf.nn.conv2d(tf.transpose(images, [3, 1, 2, 0]), as_filter, 1, around)
     return tf.transpose(found, [1, 2, 0, 3])
+
+
+@_custom_gradient
+def _add_bias(outputs: Any, bias: Any) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
+    """`tf.nn.bias_add`, whose gradient sums in float32.
+
+    TensorFlow's own, on a CPU, sums bfloat16 in bfloat16, where a sum some hundred times as large as
+    what is added no longer grows.
+    """
+
+    def gradient(upstream: Any) -> tuple[Any, Any]:
+        rows = tf.reshape(upstream, [-1, upstream.shape[-1]])
+        # A product with ones: the kernels of products add in float32, and in one pass.
+        return upstream, tf.matmul(tf.ones([1, rows.shape[0]], rows.dtype), rows)[0]
+
+    return tf.nn.bias_add(outputs, bias), gradient
 
 
 def _activated_after(pool: Any, layer: Any, activation: Any) -> Callable[[Any], Any]:
@@ -418,7 +469,7 @@ def _at_least_float32(x: Any) -> Any:
 
 def _normal_cdf(x: Any) -> Any:
     # Its error stays under 1e-7, float32's own; far to the left, where the value is smaller than
-    # that, only a complementary erf would do better, at twice the time.
+    # that, only a complementary erf would do better, and it takes longer.
     return 0.5 * (1 + tf.math.erf(x * math.sqrt(0.5)))
 
 

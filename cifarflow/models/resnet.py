@@ -14,9 +14,8 @@ import keras
 
 from cifarflow.errors import ConfigError, check_float, check_int
 from cifarflow.models.layers import (
-    CIFAR10_MEAN,
-    CIFAR10_STD,
     LayerFactory,
+    channel_statistics,
     check_image_shape,
     check_sizes,
 )
@@ -84,12 +83,8 @@ def resnet(
         x = parts.conv(x, width, kernel_size, strides=strides, padding="same", use_bias=False)
         return parts.batch_norm(x, momentum)
 
-    colour = check_image_shape(image_shape)[-1] == 3
-    inputs, x = parts.image_input(
-        image_shape,
-        mean=CIFAR10_MEAN if colour else (0.5,),
-        std=CIFAR10_STD if colour else (0.25,),
-    )
+    mean, std = channel_statistics(check_image_shape(image_shape)[-1])
+    inputs, x = parts.image_input(image_shape, mean=mean, std=std)
     x = parts.activate(conv_norm(x, sizes[0], 3, 1))
     for stage, width in enumerate(sizes):
         for block in range(blocks):

@@ -150,23 +150,31 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(model: Any, *, loss_fn: LossFn | None = None, jit_compile: bool = False) -> Any:
+def make_eval_step(
+    model: Any,
+    *,
+    loss_fn: LossFn | None = None,
+    jit_compile: bool = False,
+    fused: bool = True,
+) -> Any:
     """Compiles one step of evaluation.
 
     Args:
       model: a Keras model: images [B, H, W, C] -> outputs [B, num_classes].
       loss_fn: as in `make_train_step`.
       jit_compile: whether XLA compiles the step.
+      fused: as in `make_train_step`.
 
     Returns:
       A `tf.function` of (images [B, H, W, C], labels [B] or [B, num_classes]) that runs the model
       in inference mode and returns the batch's `Sums`, regularisation included as Keras does.
     """
     losses_fn = loss_fn or default_loss(model)
+    forward = fuse(model, training=False) if fused else lambda images: model(images, training=False)
 
     @tf.function(jit_compile=jit_compile)
     def eval_step(images: Any, labels: Any) -> Sums:
-        outputs = model(images, training=False)
+        outputs = forward(images)
         count = tf.cast(tf.shape(images)[0], tf.float32)
         loss = tf.reduce_sum(losses_fn(labels, outputs))
         if model.losses:
