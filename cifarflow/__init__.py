@@ -14,7 +14,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cifarflow.data.augment import cutout, make_augment, random_crop, random_flip
+    from cifarflow.data.augment import (
+        alternating_flip,
+        cutout,
+        make_augment,
+        random_brightness,
+        random_contrast,
+        random_crop,
+        random_flip,
+    )
     from cifarflow.data.cifar10 import load_cifar10
     from cifarflow.data.dataset import DATA_CHOICES, load_data
     from cifarflow.data.pipeline import ArrayBatches, DatasetBatches, evaluation_batches
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
     from cifarflow.models.mlp import mlp
     from cifarflow.models.resnet import resnet
     from cifarflow.models.speednet import set_whitening, speednet, whitening_kernel
+    from cifarflow.optimizers.muon import Muon, orthogonalize
     from cifarflow.optimizers.precision import resolve_precision, scale_for
     from cifarflow.optimizers.schedules import Constant, Cosine, InverseTime, OneCycle, Piecewise
     from cifarflow.optimizers.sgd import SGD
@@ -41,17 +50,27 @@ if TYPE_CHECKING:
         plot_random_from_each_class,
     )
     from cifarflow.reporting.progress import Progress
+    from cifarflow.training.averaging import Lookahead, WeightEMA
     from cifarflow.training.checkpoints import Checkpoints
     from cifarflow.training.history import History
     from cifarflow.training.hooks import EarlyStopping, Every, Hook
     from cifarflow.training.loop import Run, TrainingInterrupted, train
     from cifarflow.training.profile import Profile, profile
     from cifarflow.training.step import Sums, cross_entropy, make_eval_step, make_train_step
+    from cifarflow.trials import Trial, Trials
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "data.augment": ("cutout", "make_augment", "random_crop", "random_flip"),
+    "data.augment": (
+        "alternating_flip",
+        "cutout",
+        "make_augment",
+        "random_brightness",
+        "random_contrast",
+        "random_crop",
+        "random_flip",
+    ),
     "data.cifar10": ("load_cifar10",),
     "data.dataset": ("DATA_CHOICES", "load_data"),
     "data.pipeline": ("ArrayBatches", "DatasetBatches", "evaluation_batches"),
@@ -64,6 +83,7 @@ _MODULES = {
     "models.mlp": ("mlp",),
     "models.resnet": ("resnet",),
     "models.speednet": ("set_whitening", "speednet", "whitening_kernel"),
+    "optimizers.muon": ("Muon", "orthogonalize"),
     "optimizers.precision": ("resolve_precision", "scale_for"),
     "optimizers.schedules": ("Constant", "Cosine", "InverseTime", "OneCycle", "Piecewise"),
     "optimizers.sgd": ("SGD",),
@@ -78,12 +98,14 @@ _MODULES = {
         "plot_random_from_each_class",
     ),
     "reporting.progress": ("Progress",),
+    "training.averaging": ("Lookahead", "WeightEMA"),
     "training.checkpoints": ("Checkpoints",),
     "training.history": ("History",),
     "training.hooks": ("EarlyStopping", "Every", "Hook"),
     "training.loop": ("Run", "TrainingInterrupted", "train"),
     "training.profile": ("Profile", "profile"),
     "training.step": ("Sums", "cross_entropy", "make_eval_step", "make_train_step"),
+    "trials": ("Trial", "Trials"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -114,15 +114,15 @@ def recipe_changes() -> dict[str, Any]:
     """The fields of `Recipe` that were given as flags, and their values.
 
     Raises:
-      ConfigError: if --model_options or --drop_epochs cannot be read.
+      ConfigError: if one that holds several values cannot be read.
     """
     changes = {}
     for field in recipe_fields():
         value = FLAGS[field.name].value
         if value is None:
             continue
-        if field.name == "model_options":
-            value = parse_options(value)
+        if field.name in ("model_options", "learning_rate_scales"):
+            value = parse_options(value, flag=field.name)
         elif field.name == "drop_epochs":
             value = _parse_numbers(field.name, value)
         changes[field.name] = value
@@ -188,8 +188,12 @@ def run_options_from_flags(name: str) -> dict[str, Any]:
     }
 
 
-def parse_options(text: str) -> dict[str, Any]:
+def parse_options(text: str, *, flag: str = "model_options") -> dict[str, Any]:
     """Reads `key=value,...` or a JSON object; a value that is no JSON is a string.
+
+    Args:
+      text: what was given.
+      flag: for messages.
 
     Raises:
       ConfigError: if it is neither.
@@ -198,7 +202,7 @@ def parse_options(text: str) -> dict[str, Any]:
         if text.lstrip().startswith("{"):
             return dict(json.loads(text))
         # A comma within a value, as in filters=[8,16], is not followed by another name.
-        pairs = [part.partition("=") for part in re.split(r",(?=\s*\w+\s*=)", text)]
+        pairs = [part.partition("=") for part in re.split(r",(?=\s*[\w./|]+\s*=)", text)]
         if all(name.strip() and equals for name, equals, _ in pairs):
             options = {name.strip(): _parse_value(value) for name, _, value in pairs}
             if len(options) == len(pairs):
@@ -206,7 +210,7 @@ def parse_options(text: str) -> dict[str, Any]:
     except ValueError:
         pass
     raise ConfigError(
-        f"--model_options must be key=value,..., each key once, or a JSON object, not {text!r}"
+        f"--{flag} must be key=value,..., each key once, or a JSON object, not {text!r}"
     )
 
 

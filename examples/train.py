@@ -16,7 +16,7 @@ import cifarflow as cf
 from cifarflow import cli
 
 FLAGS = flags.FLAGS
-cli.define_recipe_flags("lab_cnn")
+cli.define_recipe_flags("fast75")
 cli.define_run_flags()
 
 

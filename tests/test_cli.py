@@ -95,18 +95,31 @@ GIVEN = {
     "eval_batch_size": ("9", 9),
     "epochs": ("12.5", 12.5),
     "learning_rate": ("1e-3", 0.001),
+    "learning_rate_examples": ("64", 64),
+    "learning_rate_scales": ("beta=2,logits/kernel=0.5", {"beta": 2.0, "logits/kernel": 0.5}),
+    "optimizer": ("muon", "muon"),
+    "muon_momentum": ("0.7", 0.7),
     "momentum": ("0.5", 0.5),
     "nesterov": ("false", False),
+    "scaled_velocity": ("false", False),
     "schedule": ("piecewise", "piecewise"),
     "decay": ("0", 0.0),
     "warmup_epochs": ("1", 1.0),
     "drop_epochs": ("3,4.5", (3.0, 4.5)),
     "drop_factor": ("0.2", 0.2),
+    "start_fraction": ("0.1", 0.1),
+    "peak_fraction": ("0.3", 0.3),
+    "end_fraction": ("0", 0.0),
+    "whitening_bias_epochs": ("0", 0.0),
     "l2": ("0.01", 0.01),
     "weight_decay": ("0.02", 0.02),
+    "decay_biases": ("true", True),
     "clip_norm": ("1", 1.0),
     "label_smoothing": ("0.1", 0.1),
     "augment": ("flip,crop:2", "flip,crop:2"),
+    "averaging": ("ema", "ema"),
+    "tta": ("mirror", "mirror"),
+    "tta_share": ("0.5", 0.5),
     "precision": ("float32", "float32"),
     "jit_compile": ("true", "true"),
     "seed": ("7", 7),
@@ -130,7 +143,7 @@ def test_no_flags_leave_the_recipe_alone(call):
     seen = []
     call(main=lambda: seen.append(cli.recipe_from_flags()))
     call("--recipe=lab_mlp", main=lambda: seen.append(cli.recipe_from_flags()))
-    assert seen == [RECIPES["lab_cnn"], RECIPES["lab_mlp"]]
+    assert seen == [RECIPES["fast75"], RECIPES["lab_mlp"]]
 
 
 @pytest.mark.parametrize("name", [*FIELDS, "recipe"])

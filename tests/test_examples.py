@@ -74,12 +74,12 @@ def refused(result):
 
 def test_train_without_data_and_network(tmp_path, env):
     words = [EXAMPLES / "train.py", "--limit_examples=320", "--epochs=1", "--workdir=run"]
-    words += ["--model_options=filters=[4,4],dense_units=8", "--augment=flip,crop:4"]
+    words += ["--model_options=widths=[8]", "--batch_size=32", "--augment=flip,crop:4"]
     code, out, err = run(*words, cwd=tmp_path, env=env)
     assert code == 0, err
     assert BANNER in err
     assert "320 standin images" in err
-    assert "lab_cnn on standin: test accuracy" in out
+    assert "fast75 on standin: test accuracy" in out
     assert "pictures: " in out
     # Nothing but the banner, the announcement and the progress: no noise of TensorFlow's.
     assert "oneDNN" not in err

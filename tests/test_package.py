@@ -30,7 +30,7 @@ FLOORS = {
     "models": {"errors", "device"},
     "optimizers": {"errors", "device"},
     "training.step": {"errors", "models"},
-    "evaluation": {"errors"},
+    "evaluation": {"errors", "models"},
     "training": {"errors", "device", "files", "data", "training.step"},
     "recipes": {
         "errors",
@@ -41,6 +41,14 @@ FLOORS = {
         "training.step",
         "evaluation",
         "training",
+    },
+    "trials": {
+        "errors",
+        "data",
+        "training.step",
+        "evaluation",
+        "training",
+        "recipes",
     },
     "reporting": {"errors", "files", "data", "evaluation", "training"},
     "cli": {"errors", "device", "data", "training", "recipes", "reporting"},
