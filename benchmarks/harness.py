@@ -2,10 +2,13 @@
 
     harness.define_flags()                       # --rounds --quick --device --data --json --plot
     settings = harness.settings_from_flags()     # checked, before anything runs
+    dataset = harness.load_images(settings, [32])
+    record = harness.begin_record(settings, plan, dataset=dataset, how="median of 5 rounds")
     with contextlib.ExitStack() as stack:
         workers = {name: stack.enter_context(harness.Worker(name, script, spec)) for ...}
-        seconds = harness.interleave(workers, rounds=settings.rounds, seconds_a_round=2.0)
+        seconds = harness.interleave(workers, rounds=settings.rounds, seconds_a_round=1.0)
     print(seconds["ours"].median, seconds["theirs"].over(seconds["ours"]).median)
+    harness.write_outputs(settings, {**record, "results": ...}, draw=draw)
 
 Each way of doing the work is a process of its own, so that no library's threads, memory or
 compiled code are in another's way.  Only one of them computes at a time: a worker that has answered
@@ -25,7 +28,7 @@ import secrets
 import statistics
 import subprocess
 import time
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 from absl import flags
@@ -46,6 +49,7 @@ from cifarflow.files import replacing
 
 Key = TypeVar("Key", bound=Hashable)
 DEVICES = ("auto", "cpu", "gpu")
+_QUICK_ROUNDS = 2
 FLAGS = flags.FLAGS
 # Flags belong to the script that asks for them, so that its `--help` shows them.
 flags.disclaim_key_flags()
@@ -93,9 +97,16 @@ class Settings:
         return {"data": self.data, "data_dir": self.data_dir}
 
 
-def define_flags() -> None:
-    """Defines the flags of `Settings`; to be called where the script is run, not imported."""
-    flags.DEFINE_integer("rounds", None, "how often each way has its turn (default 5; quick: 2)")
+def define_flags(*, rounds: int = 5, counts: str = "rounds") -> None:
+    """Defines the flags of `Settings`; to be called where the script is run, not imported.
+
+    Args:
+      rounds: the default of --rounds, unless --quick is given.
+      counts: another name for --rounds.
+    """
+    flags.DEFINE_integer(
+        counts, rounds, f"how often each way has its turn (with --quick: {_QUICK_ROUNDS})"
+    )
     flags.DEFINE_boolean("quick", False, "tiny sizes: whether it works, not how fast it is")
     flags.DEFINE_enum("device", "auto", DEVICES, "where to compute; auto: on a GPU if there is one")
     flags.DEFINE_enum("data", "auto", DATA_CHOICES, "auto: CIFAR-10, or the stand-in set")
@@ -104,13 +115,17 @@ def define_flags() -> None:
     flags.DEFINE_string("plot", None, "draw the figures into this PNG file")
 
 
-def settings_from_flags() -> Settings:
+def settings_from_flags(*, counts: str = "rounds") -> Settings:
     """The `Settings` that the command line asks for.
+
+    Args:
+      counts: as in `define_flags`.
 
     Raises:
       ConfigError, WorkdirError: see `Settings`.
     """
-    rounds = FLAGS.rounds if FLAGS.rounds is not None else (2 if FLAGS.quick else 5)
+    is_quick_default = FLAGS.quick and not FLAGS[counts].present
+    rounds = _QUICK_ROUNDS if is_quick_default else check_int(f"--{counts}", FLAGS[counts].value)
     names = ("quick", "device", "data", "data_dir", "json", "plot")
     others: dict[str, Any] = {name: FLAGS[name].value for name in names}
     return Settings(rounds, **others)
@@ -239,7 +254,11 @@ def describe_environment(environment: Mapping[str, Any]) -> str:
 
 
 def _commit() -> str:
-    """The commit of this checkout, "-dirty" after it if tracked files differ."""
+    """The commit of this checkout.
+
+    "-dirty" follows it if tracked files differ, or if there is code in cifarflow/ or benchmarks/
+    that git neither tracks nor ignores; other new files cannot change a figure.
+    """
 
     def git(*words: str) -> str:
         folder = pathlib.Path(__file__).parent
@@ -247,7 +266,10 @@ def _commit() -> str:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
-        dirty = "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        code = (":(top)cifarflow/*.py", ":(top)benchmarks/*.py")
+        new = git("ls-files", "--others", "--exclude-standard", "--", *code)
+        dirty = "-dirty" if changed or new else ""
         return (git("rev-parse", "--short=12", "HEAD") or "unknown") + dirty
     except OSError:
         return "unknown"
@@ -352,6 +374,16 @@ def calibrate(runner: Runner, *, seconds_a_round: float) -> int:
         steps = min(2 * steps, most)
 
 
+def in_turn(names: Iterable[Key], *, rounds: int) -> Iterator[list[Key]]:
+    """The names in the order of each round: as they are, then in reverse, and so on.
+
+    So none always comes after the same one, and none is always the first.
+    """
+    names = list(names)
+    for turn in range(rounds):
+        yield names[::-1] if turn % 2 else names
+
+
 def interleave(
     runners: Mapping[Key, Runner],
     *,
@@ -382,14 +414,55 @@ def interleave(
         for name, count in steps.items()
     }
     found: dict[Key, list[float]] = {name: [] for name in runners}
-    for turn in range(rounds):
-        names = list(runners)
-        for name in reversed(names) if turn % 2 else names:
+    for names in in_turn(runners, rounds=rounds):
+        for name in names:
             time.sleep(settle_seconds)
             # While the others had their turns, caches, and pages of memory, went to them.
             runners[name].round(warm_up[name])
             found[name].append(runners[name].round(steps[name]) / steps[name])
     return {name: Samples(tuple(values)) for name, values in found.items()}
+
+
+def begin_record(settings: Settings, plan: Any, *, dataset: Dataset, how: str) -> dict[str, Any]:
+    """Prints what the figures will stand with.
+
+    Args:
+      settings: the flags of all benchmarks.
+      plan: the script's own, a dataclass.
+      dataset: the images that are worked on.
+      how: how it is measured, in words.
+
+    Returns:
+      The same as the beginning of the JSON record: environment, data, rounds, plan.
+    """
+    stands_with = environment()
+    print(describe_environment(stands_with))
+    print(f"{stands_with['date']}; {dataset.name} images; {how}")
+    return {
+        "environment": stands_with,
+        "data": {"name": dataset.name, "source": dataset.source},
+        "rounds": settings.rounds,
+        "plan": dataclasses.asdict(plan),
+    }
+
+
+def write_outputs(
+    settings: Settings, record: Mapping[str, Any], *, draw: Callable[[pathlib.Path, str], object]
+) -> None:
+    """Writes the files that --json and --plot ask for.
+
+    Args:
+      settings: the flags of all benchmarks.
+      record: what `begin_record` returned, and the figures.
+      draw: draws the picture into a file, given that and what to name in its title.
+
+    Raises:
+      WorkdirError: if a file cannot be written.
+    """
+    if settings.json is not None:
+        write_json(settings.json, record)
+    if settings.plot is not None:
+        draw(settings.plot, f"{record['data']['name']}, {record['environment']['device']}")
 
 
 def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:

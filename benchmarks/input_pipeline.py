@@ -193,29 +193,23 @@ def main() -> None:
     settings = harness.settings_from_flags()
     plan = plan_from_flags(settings)
     dataset = harness.load_images(settings, plan.batch_sizes)
-    environment = harness.environment()
-    print(harness.describe_environment(environment))
-    print(
-        f"{environment['date']}; {dataset.name} images; median of {settings.rounds} interleaved "
-        f"rounds of {plan.seconds_a_round:g} s, spread = range of the quartiles / median; "
-        "MB = 10^6 bytes resident: idle with the library and the images loaded, and at the peak"
+    record = harness.begin_record(
+        settings,
+        plan,
+        dataset=dataset,
+        how=f"median of {settings.rounds} interleaved rounds of {plan.seconds_a_round:g} s, "
+        "spread = range of the quartiles / median; "
+        "MB = 10^6 bytes resident: idle with the library and the images loaded, and at the peak",
     )
     results = []
     for batch_size in plan.batch_sizes:
         results.append(measure(batch_size, plan, settings))
         print("\n" + input_report.describe(results[-1]), flush=True)
-    if settings.json is not None:
-        record = {
-            "environment": environment,
-            "data": {"name": dataset.name, "source": dataset.source},
-            "rounds": settings.rounds,
-            "plan": dataclasses.asdict(plan),
-            "results": results,
-        }
-        harness.write_json(settings.json, record)
-    if settings.plot is not None:
-        about = f"{dataset.name}, {environment['device']}"
-        input_report.draw(results, settings.plot, about=about)
+    harness.write_outputs(
+        settings,
+        {**record, "results": results},
+        draw=lambda path, about: input_report.draw(results, path, about=about),
+    )
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
     python benchmarks/memory.py
     python benchmarks/memory.py --model=lab_final --rounds=3 --json=memory.json --plot=memory.png
+    python benchmarks/memory.py --precision=float32       # float32 against float32
 
 The peak is of one epoch on all images, with validation and test.  Growth is what the process has
 more after the last of --epochs epochs than after the third: the first ones fill what the libraries
 keep for use again.  Every run is a process of its own, and they take turns; the ways are described
-in `memory_ways.py`.  On a GPU too this is the memory of the host.
+in `memory_ways.py`.  The notebook's way is its own, a fit in float32; ours computes in the recipe's
+precision, which for most is bfloat16 on CPUs that have it, unless --precision says otherwise.  On a
+GPU too this is the memory of the host.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import memory_ways
 from absl import flags
 
 from cifarflow.errors import ConfigError, check_choice, check_int
+from cifarflow.optimizers.precision import PRECISIONS
 from cifarflow.recipes import RECIPES
 
 FLAGS = flags.FLAGS
@@ -41,12 +45,14 @@ class Plan:
 
     Attributes:
       model: a recipe's name.
+      precision: of our runs; "auto" is the recipe's.  The notebook's way is float32.
       epochs: of the runs that show growth.
       growth_examples: images of an epoch of these.
       growth_rounds: how many of these each way runs.
     """
 
     model: str
+    precision: str
     epochs: int
     growth_examples: int
     growth_rounds: int = 1
@@ -56,6 +62,12 @@ def define_flags() -> None:
     """Defines the flags; where the script is run, not imported."""
     harness.define_flags()
     flags.DEFINE_string("model", "lab_cnn", f"the recipe to train, one of {', '.join(RECIPES)}")
+    flags.DEFINE_enum(
+        "precision",
+        "auto",
+        PRECISIONS,
+        "of our runs; auto: the recipe's. The notebook's way is float32",
+    )
     flags.DEFINE_integer("epochs", None, "of the runs that show growth (default 20; quick: 4)")
     flags.DEFINE_integer(
         "growth_examples", None, "images of an epoch of these (default 6400; quick: 64)"
@@ -68,6 +80,7 @@ def plan_from_flags(settings: harness.Settings) -> Plan:
     epochs, examples = FLAGS.epochs, FLAGS.growth_examples
     return make_plan(
         model=FLAGS.model,
+        precision=FLAGS.precision,
         epochs=epochs if epochs is not None else (4 if settings.quick else 20),
         growth_examples=examples if examples is not None else (64 if settings.quick else 6400),
         growth_rounds=FLAGS.growth_rounds,
@@ -77,6 +90,7 @@ def plan_from_flags(settings: harness.Settings) -> Plan:
 def make_plan(
     *,
     model: str = "lab_cnn",
+    precision: str = "auto",
     epochs: int = 20,
     growth_examples: int = 6400,
     growth_rounds: int = 1,
@@ -84,11 +98,12 @@ def make_plan(
     """Checks the flags.
 
     Raises:
-      ConfigError: if the model is unknown, or a number out of range.
+      ConfigError: if the model or the precision is unknown, or a number out of range.
     """
     model = check_choice("--model", model, RECIPES)
     return Plan(
         model=model,
+        precision=check_choice("--precision", precision, PRECISIONS),
         epochs=check_int("--epochs", epochs, minimum=SETTLED_EPOCH + 1),
         growth_examples=check_int(
             "--growth_examples", growth_examples, minimum=RECIPES[model].batch_size
@@ -104,6 +119,7 @@ def make_specs(
     recipe = RECIPES[plan.model]
     common = {
         "model": plan.model,
+        "precision": recipe.precision if plan.precision == "auto" else plan.precision,
         "epochs": epochs,
         "examples": examples,
         "batch_size": recipe.batch_size,
@@ -129,8 +145,8 @@ def run_in_turn(
     """
     script = pathlib.Path(memory_ways.__file__)
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in specs}
-    for turn in range(rounds):
-        for way in reversed(specs) if turn % 2 else specs:
+    for turn in harness.in_turn(specs, rounds=rounds):
+        for way in turn:
             name = f"{memory_report.LABELS[way]}, {what}"
             with harness.Worker(name, script, specs[way]) as worker:
                 seconds = worker.facts["seconds_to_first_step"]
@@ -237,26 +253,20 @@ def main() -> None:
             f"--growth_examples must be at most the {len(dataset.train)} training images, "
             f"not {plan.growth_examples}"
         )
-    environment = harness.environment()
-    print(harness.describe_environment(environment))
-    print(
-        f"{environment['date']}; {dataset.name} images; median of {settings.rounds} processes in "
-        "turn, spread = range of the quartiles / median; MB = 10^6 bytes resident"
+    record = harness.begin_record(
+        settings,
+        plan,
+        dataset=dataset,
+        how=f"median of {settings.rounds} processes in turn, spread = range of the quartiles / "
+        "median; MB = 10^6 bytes resident",
     )
     result = measure(plan, settings)
     print("\n" + memory_report.describe(result), flush=True)
-    if settings.json is not None:
-        record = {
-            "environment": environment,
-            "data": {"name": dataset.name, "source": dataset.source},
-            "rounds": settings.rounds,
-            "plan": dataclasses.asdict(plan),
-            "result": result,
-        }
-        harness.write_json(settings.json, record)
-    if settings.plot is not None:
-        about = f"{plan.model}, {dataset.name}, {environment['device']}"
-        memory_report.draw(result, settings.plot, about=about)
+    harness.write_outputs(
+        settings,
+        {**record, "result": result},
+        draw=lambda path, about: memory_report.draw(result, path, about=f"{plan.model}, {about}"),
+    )
 
 
 if __name__ == "__main__":

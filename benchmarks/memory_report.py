@@ -29,7 +29,7 @@ def describe(result: dict[str, Any]) -> str:
         rows.append(
             [
                 row["label"],
-                row["precision"].removeprefix("mixed_"),
+                _short(row["precision"]),
                 format_megabytes(row["peak_bytes"]["median"]),
                 f"{100 * row['peak_bytes']['spread']:.1f} %",
                 format_megabytes(row["alone_bytes"]["median"]),
@@ -47,11 +47,16 @@ def describe(result: dict[str, Any]) -> str:
         "",
         f"Peak: {_percent(total)} of the notebook's way in all; {_percent(above)} above what "
         "TensorFlow and Keras take alone.",
+        _compare_precisions(result),
     ]
     if result["goal"] is not None:
         reached = "reached" if result["goal"]["is_reached"] else "missed"
         below, value = 100 * result["goal"]["below"], 100 * total["median"]
-        lines.append(f"peak < {below:.0f} % of the notebook's: {reached}, {value:.1f} %")
+        ours, notebook = _precisions(result)
+        lines.append(
+            f"peak, ours in {ours} < {below:.0f} % of the notebook's in {notebook}: {reached}, "
+            f"{value:.1f} %"
+        )
     for row in result["ways"]:
         grown = row["growth_bytes"]
         ends = f" ({grown['low'] / 1e6:+.1f} to {grown['high'] / 1e6:+.1f})"
@@ -62,6 +67,27 @@ def describe(result: dict[str, Any]) -> str:
             f"{grown['second_half'] / 1e6:+.1f} MB in the second half (n={grown['n']})"
         )
     return "\n".join([*lines, ""])
+
+
+def _compare_precisions(result: dict[str, Any]) -> str:
+    """Says whether a part of the difference is that ours computes in smaller numbers."""
+    ours, notebook = _precisions(result)
+    if ours == notebook:
+        return f"Both compute in {ours}."
+    return (
+        f"Ours computes in {ours}, the notebook's way in {notebook}: a part of the difference "
+        f"may be the precision's, see --precision={notebook}."
+    )
+
+
+def _precisions(result: dict[str, Any]) -> tuple[str, str]:
+    """What ours and the notebook's way compute in."""
+    found = {row["way"]: _short(row["precision"]) for row in result["ways"]}
+    return found["cifarflow"], found["notebook"]
+
+
+def _short(precision: str) -> str:
+    return precision.removeprefix("mixed_")
 
 
 def _percent(share: dict[str, Any]) -> str:

@@ -2,9 +2,9 @@
 
     python benchmarks/memory_ways.py         # a worker: see `worker.serve`; started by memory.py
 
-The first line on stdin says which way and what it works on: way, model (a recipe's name), epochs,
-batch_size, learning_rate, data, data_dir, examples (0 for all).  The run is the worker's first and
-only step.
+The first line on stdin says which way and what it works on: way, model (a recipe's name), precision
+(of our way), epochs, batch_size, learning_rate, data, data_dir, examples (0 for all).  The run is
+the worker's first and only step.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Cifarflow(MemoryWay):
         spec = self.spec
         recipe = cf.get_recipe(
             spec["model"],
+            precision=spec["precision"],
             epochs=spec["epochs"],
             batch_size=spec["batch_size"],
             learning_rate=spec["learning_rate"],
@@ -105,6 +106,7 @@ class Notebook(MemoryWay):
             loss=keras.losses.CategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
         )
+        start = time.perf_counter()
         model.fit(
             *train,
             batch_size=spec["batch_size"],
@@ -113,9 +115,15 @@ class Notebook(MemoryWay):
             verbose=0,
             callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=self.note_epoch)],
         )
+        seconds = time.perf_counter() - start
         accuracy = model.evaluate(*test, batch_size=128, verbose=0)[1]
         steps = spec["epochs"] * -(-len(train[0]) // spec["batch_size"])
-        return {"test_accuracy": accuracy, "precision": "float32", "steps": steps}
+        return {
+            "test_accuracy": accuracy,
+            "precision": "float32",
+            "steps": steps,
+            "fit_seconds": seconds,
+        }
 
     def _load(self) -> list[tuple[Any, Any]]:
         """Images 0..1 and one-hot labels of the three splits, as the notebook makes them."""

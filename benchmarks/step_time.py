@@ -1,8 +1,9 @@
-"""How long a training step takes, what bounds it, and how that compares with Keras and PyTorch.
+"""How long a training step takes, what bounds it, and how Keras, PyTorch and JAX compare.
 
     python benchmarks/step_time.py
-    python benchmarks/step_time.py --models=lab_cnn --compare=keras,torch --json=cnn.json
+    python benchmarks/step_time.py --models=lab_cnn --compare=keras,torch,jax --json=cnn.json
     python benchmarks/step_time.py --models=speednet --batch_sizes=512 --precisions=mixed_bfloat16
+    python benchmarks/step_time.py --models=lab_mlp --compare=keras --starts=5
 
 Each way trains the same net on the same images in a process of its own; rounds are interleaved,
 warm-up is left out, and every ratio is the median over rounds of the ratio within a round.  Ways
@@ -18,6 +19,7 @@ from cifarflow import cli
 import contextlib
 import dataclasses
 import importlib.util
+import math
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -30,15 +32,21 @@ import ways
 from absl import flags
 
 from cifarflow.data.dataset import Dataset
-from cifarflow.errors import ConfigError, check_choice, check_float
+from cifarflow.errors import ConfigError, check_choice, check_float, check_int
 from cifarflow.optimizers.precision import PRECISIONS
 
 FLAGS = flags.FLAGS
-PEERS = {"keras": ("keras_fit", "keras_fit_spe"), "torch": ("torch_eager", "torch_compile")}
+PEERS = {
+    "keras": ("keras_fit", "keras_fit_spe"),
+    "torch": ("torch_eager", "torch_compile"),
+    "jax": ("jax_jit",),
+}
 _PEER_PRECISIONS = tuple(name for name in PRECISIONS if name != "auto")
 _BATCH_SIZES = {"cpu": "32", "gpu": "512,1024"}
 _JIT_CHOICES = ("auto", "true", "false")
 _PROFILE_STEPS = 20
+_QUICK_MODELS = "lab_mlp"
+Key = tuple[str, str]  # way, precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +63,7 @@ class Plan:
       profile: whether to split the step into input, host and device.
       seconds_a_round: how long one turn of one way takes.
       jit_compile: whether XLA compiles our steps; "auto" is the recipe's.
+      starts: how often each way of training is started, to time its first step.
     """
 
     models: tuple[str, ...]
@@ -64,35 +73,47 @@ class Plan:
     peer_precisions: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     profile: bool = True
-    seconds_a_round: float = 2.0
+    seconds_a_round: float = 1.0
     jit_compile: str = "auto"
+    starts: int = 1
 
 
 def define_flags() -> None:
     """Defines the flags; where the script is run, not imported."""
-    harness.define_flags()
-    flags.DEFINE_string("models", ",".join(nets.NETS), "nets to train, joined by commas")
+    # On a noisy machine many short turns are steadier than a few long ones.
+    harness.define_flags(rounds=9)
+    everything = ",".join(nets.NETS)
+    flags.DEFINE_string(
+        "models",
+        None,
+        f"nets to train, joined by commas (default {everything}; quick: {_QUICK_MODELS})",
+    )
     flags.DEFINE_string("batch_sizes", None, "examples a step (default 32; on a GPU 512,1024)")
     flags.DEFINE_string("precisions", "float32,auto", f"some of {', '.join(PRECISIONS)}")
-    flags.DEFINE_string("compare", "none", "none, all that is installed, or some of keras,torch")
+    flags.DEFINE_string(
+        "compare", "none", f"none, all that is installed, or some of {','.join(PEERS)}"
+    )
     flags.DEFINE_string("peer_precisions", "float32,mixed_bfloat16", "the peers' precisions")
     flags.DEFINE_boolean("profile", True, "split our step into input, host and device time")
-    flags.DEFINE_float("seconds_a_round", None, "of each way (default 2; quick: 0.1)")
+    flags.DEFINE_float("seconds_a_round", None, "of each way (default 1; quick: 0.1)")
     flags.DEFINE_enum("jit_compile", "auto", _JIT_CHOICES, "XLA for our step; auto: the recipe's")
+    flags.DEFINE_integer("starts", 1, "how often each way is started, to time its first step")
 
 
 def plan_from_flags(settings: harness.Settings) -> Plan:
     """The `Plan` that the command line asks for; errors as `make_plan`."""
-    seconds, sizes = FLAGS.seconds_a_round, FLAGS.batch_sizes
+    models, seconds, sizes = FLAGS.models, FLAGS.seconds_a_round, FLAGS.batch_sizes
+    default_models = _QUICK_MODELS if settings.quick else ",".join(nets.NETS)
     return make_plan(
-        models=FLAGS.models,
+        models=models if models is not None else default_models,
         batch_sizes=sizes if sizes is not None else _BATCH_SIZES[settings.device],
         precisions=FLAGS.precisions,
         compare=FLAGS.compare,
         peer_precisions=FLAGS.peer_precisions,
         profile=FLAGS.profile,
-        seconds_a_round=seconds if seconds is not None else (0.1 if settings.quick else 2.0),
+        seconds_a_round=seconds if seconds is not None else (0.1 if settings.quick else 1.0),
         jit_compile=FLAGS.jit_compile,
+        starts=FLAGS.starts,
     )
 
 
@@ -104,8 +125,9 @@ def make_plan(
     compare: str = "none",
     peer_precisions: str = "float32",
     profile: bool = True,
-    seconds_a_round: float = 2.0,
+    seconds_a_round: float = 1.0,
     jit_compile: str = "auto",
+    starts: int = 1,
 ) -> Plan:
     """Reads the flags, several of which are names or numbers joined by commas.
 
@@ -125,6 +147,7 @@ def make_plan(
         profile=profile,
         seconds_a_round=check_float("--seconds_a_round", seconds_a_round, above_minimum=True),
         jit_compile=check_choice("--jit_compile", jit_compile, _JIT_CHOICES),
+        starts=check_int("--starts", starts),
     )
 
 
@@ -150,7 +173,7 @@ def choose_peers(compare: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def make_specs(
     model: str, batch_size: int, plan: Plan, settings: harness.Settings, *, dataset: Dataset
-) -> dict[tuple[str, str], dict[str, Any]]:
+) -> dict[Key, dict[str, Any]]:
     """What each worker is told, by (way, precision)."""
     common = {
         "model": model,
@@ -175,6 +198,50 @@ def make_specs(
     }
 
 
+def start_workers(
+    specs: Mapping[Key, dict[str, Any]],
+    stack: contextlib.ExitStack,
+    *,
+    model: str,
+    starts: int,
+) -> tuple[dict[Key, harness.Worker], dict[Key, harness.Samples]]:
+    """Starts the ways in turn, every second time in reverse; what the last start made is kept.
+
+    Matrix products are no training: they are started once.
+
+    Args:
+      specs: what each worker is told.
+      stack: ends the workers that are kept.
+      model: the net, for messages.
+      starts: how often.
+
+    Returns:
+      The workers, and the seconds from the start of the process to the end of its first step, both
+      in the order of the specs.
+    """
+    script = pathlib.Path(ways.__file__)
+    seconds: dict[Key, list[float]] = {key: [] for key in specs}
+    kept: dict[Key, harness.Worker] = {}
+
+    def start(key: Key, where: contextlib.ExitStack) -> harness.Worker:
+        name = f"{model}, {step_report.label(*key)}"
+        worker = where.enter_context(harness.Worker(name, script, specs[key]))
+        seconds[key].append(worker.facts["seconds_to_first_step"])
+        print(f"{name}: first step after {seconds[key][-1]:.1f} s", file=sys.stderr)
+        return worker
+
+    training = [key for key in specs if key[0] != "gemm"]
+    *earlier, last = harness.in_turn(training, rounds=starts)
+    for keys in earlier:
+        for key in keys:
+            with contextlib.ExitStack() as at_once:
+                start(key, at_once)
+    for key in [*last, *(key for key in specs if key[0] == "gemm")]:
+        kept[key] = start(key, stack)
+    samples = {key: harness.Samples(tuple(values)) for key, values in seconds.items()}
+    return {key: kept[key] for key in specs}, samples
+
+
 def measure(
     model: str, batch_size: int, plan: Plan, settings: harness.Settings, *, dataset: Dataset
 ) -> dict[str, Any]:
@@ -182,16 +249,13 @@ def measure(
 
     Returns:
       The figures, as they go into the JSON file.
+
+    Raises:
+      RuntimeError: if the ways do not train the same net, or one of them does not train.
     """
     specs = make_specs(model, batch_size, plan, settings, dataset=dataset)
-    script = pathlib.Path(ways.__file__)
     with contextlib.ExitStack() as stack:
-        workers = {}
-        for key, spec in specs.items():
-            name = f"{model}, {step_report.label(*key)}"
-            workers[key] = stack.enter_context(harness.Worker(name, script, spec))
-            first = workers[key].facts["seconds_to_first_step"]
-            print(f"{name}: first step after {first:.1f} s", file=sys.stderr)
+        workers, starts = start_workers(specs, stack, model=model, starts=plan.starts)
         _check_same_net(workers)
         seconds = harness.interleave(
             workers, rounds=settings.rounds, seconds_a_round=plan.seconds_a_round
@@ -201,12 +265,12 @@ def measure(
             for (way, precision), worker in workers.items()
             if way == "gemm"
         }
+        training = {key: worker for key, worker in workers.items() if key[0] != "gemm"}
+        losses = {key: _last_loss(worker) for key, worker in training.items()}
         facts = next(worker.facts for (way, _), worker in workers.items() if way == "cifarflow")
         gflop = facts["flops_per_image"] * batch_size / 1e9
         rows = []
-        for (way, precision), worker in workers.items():
-            if way == "gemm":
-                continue
+        for (way, precision), worker in training.items():
             took = seconds[way, precision]
             row = {
                 "way": way,
@@ -216,7 +280,8 @@ def measure(
                 "images_per_second": took.rate(batch_size).to_json(),
                 "gflops": took.rate(gflop).to_json(),
                 "share_of_gemm_peak": took.rate(gflop).over(peaks[precision]).to_json(),
-                "seconds_to_first_step": worker.facts["seconds_to_first_step"],
+                "seconds_to_first_step": starts[way, precision].to_json(),
+                "last_loss": losses[way, precision],
                 "peak_rss_bytes": worker.ask("peak_rss_bytes"),
             }
             if way == "cifarflow":
@@ -233,34 +298,34 @@ def measure(
             "gemm_peak_gflops": {precision: peak.to_json() for precision, peak in peaks.items()},
             "ways": rows,
             "ratios": list(step_report.ratios(rows, PEERS)),
+            "start_ratios": list(step_report.start_ratios(rows)),
         }
 
 
-def _check_same_net(workers: Mapping[tuple[str, str], harness.Worker]) -> None:
+def _check_same_net(workers: Mapping[Key, harness.Worker]) -> None:
     counts = {w.name: w.facts["parameters"] for w in workers.values() if "parameters" in w.facts}
     if len(set(counts.values())) > 1:
         raise RuntimeError(f"these are not the same net, by their trainable parameters: {counts}")
 
 
-def load_images(settings: harness.Settings, plan: Plan) -> Dataset:
-    """The images that will be trained on; a set that is missing is found out before all else.
-
-    Raises:
-      ConfigError: if a batch would be larger than the set, and as `cifarflow.load_data`.
-      DataError, DataNotFoundError: as `cifarflow.load_data`.
-    """
-    return harness.load_images(settings, plan.batch_sizes)
+def _last_loss(worker: harness.Worker) -> float:
+    """The loss in the last round, finite: the speed of a training that broke down says nothing."""
+    loss = worker.ask("last_loss")
+    if loss is None or not math.isfinite(loss):
+        raise RuntimeError(f"{worker.name} does not train: its loss in the last round is {loss}")
+    return float(loss)
 
 
 def main() -> None:
     settings = harness.settings_from_flags()
     plan = plan_from_flags(settings)
-    dataset = load_images(settings, plan)
-    environment = harness.environment()
-    print(harness.describe_environment(environment))
-    print(
-        f"{environment['date']}; {dataset.name} images; median of {settings.rounds} interleaved "
-        f"rounds of {plan.seconds_a_round:g} s, spread = range of the quartiles / median"
+    dataset = harness.load_images(settings, plan.batch_sizes)
+    record = harness.begin_record(
+        settings,
+        plan,
+        dataset=dataset,
+        how=f"median of {settings.rounds} interleaved rounds of {plan.seconds_a_round:g} s, "
+        "spread = range of the quartiles / median",
     )
     for line in plan.skipped:
         print(f"skipped: {line}")
@@ -269,18 +334,11 @@ def main() -> None:
         for batch_size in plan.batch_sizes:
             results.append(measure(model, batch_size, plan, settings, dataset=dataset))
             print("\n" + step_report.describe(results[-1]), flush=True)
-    if settings.json is not None:
-        record = {
-            "environment": environment,
-            "data": {"name": dataset.name, "source": dataset.source},
-            "rounds": settings.rounds,
-            "plan": dataclasses.asdict(plan),
-            "results": results,
-        }
-        harness.write_json(settings.json, record)
-    if settings.plot is not None:
-        about = f"{dataset.name}, {environment['device']}"
-        step_report.draw(results, settings.plot, about=about)
+    harness.write_outputs(
+        settings,
+        {**record, "results": results},
+        draw=lambda path, about: step_report.draw(results, path, about=about),
+    )
 
 
 if __name__ == "__main__":

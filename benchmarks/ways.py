@@ -11,6 +11,8 @@ is slow because it was written badly would prove nothing.
 from __future__ import annotations
 
 import itertools
+import os
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -28,15 +30,21 @@ class Way:
 
     Attributes:
       facts: what it says of itself, as JSON has it.
+      loss: the mean loss of the steps of the last round; None where nothing is trained.
     """
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.spec = spec
         self.facts: dict[str, Any] = {}
+        self.loss: float | None = None
 
     def round(self, steps: int) -> float:
         """Runs the steps to their end and returns their seconds."""
         raise NotImplementedError
+
+    def last_loss(self) -> float | None:
+        """The mean loss of the steps of the last round: not finite if that of any step was not."""
+        return self.loss
 
     def peak_rss_bytes(self) -> int:
         """The most memory the process has had resident so far."""
@@ -118,9 +126,12 @@ class Cifarflow(Way):
     def round(self, steps: int) -> float:
         """One compiled call, as long as the loop's are or longer."""
         start = time.perf_counter()
+        sums = self._runner.run(steps)
         # Reading the loss waits until the device has finished.
-        float(self._runner.run(steps).loss)
-        return time.perf_counter() - start
+        loss = float(sums.loss)
+        seconds = time.perf_counter() - start
+        self.loss = loss / float(sums.examples)
+        return seconds
 
     def profile(self, steps: int) -> dict[str, Any]:
         """Where the time of a step goes: see `cifarflow.profile`."""
@@ -189,11 +200,12 @@ class KerasFit(Way):
 
     def round(self, steps: int) -> float:
         """One epoch of `fit`."""
-        before, times = self._traces[0], []
+        before, times, losses = self._traces[0], [], []
 
         def note(epoch: int, logs: Any = None) -> None:
             # At the end the logs hold numbers: the device has finished.
             times.append(time.perf_counter())
+            losses.append((logs or {}).get("loss"))
 
         self._model.fit(
             self._images,
@@ -208,6 +220,7 @@ class KerasFit(Way):
         )
         if before and self._traces[0] > before:
             raise RuntimeError(f"Keras traced its step again, {self._traces[0]} times in all")
+        self.loss = losses[1]
         return times[1] - times[0]
 
 
@@ -288,14 +301,84 @@ class TorchEager(Way):
             self._scaler.step(optimizer)
             self._scaler.update()
             total += loss.detach()
-        total.item()
-        return time.perf_counter() - start
+        loss_sum = total.item()
+        seconds = time.perf_counter() - start
+        self.loss = loss_sum / steps
+        return seconds
 
 
 class TorchCompile(TorchEager):
     """The same with the model and loss compiled, forward and backward."""
 
     compiled = True
+
+
+class JaxJit(Way):
+    """JAX: uint8 images on the device, a jitted step of pure functions, its state donated.
+
+    The layers and the update rule are Keras's, on its JAX backend; see `jax_training.py`.
+    """
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        super().__init__(spec)
+        on_gpu = spec["device"] == "gpu"
+        # All of these are read once, when the libraries are imported.
+        os.environ["KERAS_BACKEND"] = "jax"
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several workers share a GPU
+        os.environ["PJRT_NPROC"] = str(worker.count_cores())
+        os.environ.pop("JAX_PLATFORMS", None)
+        if not on_gpu:
+            os.environ["JAX_PLATFORMS"] = "cpu"
+        import jax
+
+        from cifarflow.errors import ConfigError
+
+        if on_gpu and jax.default_backend() != "gpu":
+            raise ConfigError("--device=gpu needs a JAX built for the GPU: this one is not")
+        import jax_training
+        import keras
+        import keras_models
+        import numpy as np
+
+        keras.config.set_dtype_policy(spec["precision"])
+        split = load_dataset(spec).train
+        model = jax_training.with_block_pooling(keras_models.build(spec["model"]))
+        schedule = keras.optimizers.schedules.InverseTimeDecay(spec["learning_rate"], 1, 1e-6)
+        optimizer: Any = keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True)
+        if spec["precision"] == "mixed_float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        # Within XLA's loops a CPU has only slow kernels for convolutions: on two cores, batch 32, a
+        # step of lab_cnn takes 711 ms in a loop and 60 as a call of its own.  Without convolutions
+        # the loop is the faster: 1.95 ms of lab_mlp, against 2.4.
+        convolves = any(isinstance(layer, keras.layers.Conv2D) for layer in model.layers)
+        in_one_loop = on_gpu or not convolves
+        normalised = spec["model"] in nets.NORMALISED
+        self._training = jax_training.Training(
+            model,
+            optimizer,
+            jax.device_put(split.images),
+            jax.device_put(split.labels.astype(np.int32)),
+            batch_size=spec["batch_size"],
+            in_one_loop=in_one_loop,
+            mean=nets.MEAN if normalised else (0.0,) * 3,
+            std=nets.STD if normalised else (1.0,) * 3,
+        )
+        self.facts = {
+            "parameters": sum(int(np.prod(v.shape)) for v in model.trainable_variables),
+            "in_one_loop": in_one_loop,
+        }
+
+    def round(self, steps: int) -> float:
+        """The training loop; the loss is read once, at the end."""
+        before = self._training.traces
+        start = time.perf_counter()
+        self._training.train(steps)
+        loss = self._training.mean_loss()
+        seconds = time.perf_counter() - start
+        if before and self._training.traces > before:
+            raise RuntimeError(f"JAX traced its step again, {self._training.traces} times in all")
+        self.loss = loss
+        return seconds
 
 
 class Gemm(Way):
@@ -350,8 +433,19 @@ WAYS: dict[str, type[Way]] = {
     "keras_fit_spe": KerasFitSpe,
     "torch_eager": TorchEager,
     "torch_compile": TorchCompile,
+    "jax_jit": JaxJit,
     "gemm": Gemm,
 }
 
+
+def make_way(spec: dict[str, Any]) -> Way:
+    """The way that a spec asks for, in a process that has imported no library yet."""
+    if spec["way"] != "jax_jit":
+        # TensorFlow imports JAX wherever it is installed, for its converter: that would be in the
+        # time to the first step and in the memory of ways that do not use it.
+        sys.modules["jax"] = None  # type: ignore[assignment]
+    return WAYS[spec["way"]](spec)
+
+
 if __name__ == "__main__":
-    worker.serve(lambda spec: WAYS[spec["way"]](spec))
+    worker.serve(make_way)

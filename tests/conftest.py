@@ -54,6 +54,15 @@ def some_images(tmp_path_factory):
     return train.images[:2000].copy(), train.labels[:2000].copy()
 
 
+@pytest.fixture(scope="session")
+def quick_run(tmp_path_factory):
+    """A function of a name in `benchmark_suite.COMMANDS`: the run's folder, and how it ended."""
+    import benchmark_suite
+
+    with benchmark_suite.quick_runs(tmp_path_factory.mktemp("benchmarks")) as run:
+        yield run
+
+
 @pytest.fixture(autouse=True)
 def own_caches(tmp_path, monkeypatch):
     """Gives every test empty caches of its own, and no data by the environment."""

@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,21 +13,16 @@ from pathlib import Path
 
 import pytest
 import tiny
+from benchmark_suite import BENCHMARKS, ROOT, read
+
+# isort: split
+import harness
+import nets
+import step_report
+import step_time
+import ways
 
 from cifarflow.errors import ConfigError, DataNotFoundError, WorkdirError
-
-ROOT = Path(__file__).resolve().parents[1]
-BENCHMARKS = ROOT / "benchmarks"
-# As for `python benchmarks/step_time.py`, whose folder is where its imports come from.
-sys.path.insert(0, str(BENCHMARKS))
-
-import harness  # noqa: E402
-import nets  # noqa: E402
-import step_report  # noqa: E402
-import step_time  # noqa: E402
-import ways  # noqa: E402
-
-HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 
 def samples(*values):
@@ -101,6 +97,11 @@ def test_interleaved_rounds_turn_round():
         warm <= count for (_, warm), (_, count) in zip(calls[-18::2], calls[-17::2], strict=True)
     )
     assert found["b"].values == (2, 2, 2)
+
+
+def test_turns():
+    turns = harness.in_turn({"a": 1, "b": 2, "c": 3}, rounds=3)
+    assert ["".join(turn) for turn in turns] == ["abc", "cba", "abc"]
 
 
 def test_table():
@@ -251,10 +252,11 @@ def test_no_worker_outlives_the_benchmark(child, number):
         ({"batch_sizes": "-8"}, "--batch_sizes must be a whole number >= 1, not '-8'"),
         ({"precisions": "float8"}, "--precisions must be one of .*, not 'float8'"),
         ({"peer_precisions": "auto"}, "--peer_precisions must be one of .*, not 'auto'"),
-        ({"compare": "jax"}, "--compare must be one of none, all, keras, torch, not 'jax'"),
+        ({"compare": "caffe"}, "--compare must be one of none, all, keras, torch.*not 'caffe'"),
         ({"compare": "keras,none"}, "--compare must be none or all alone.*not 'keras,none'"),
         ({"seconds_a_round": 0.0}, "--seconds_a_round must be a finite number > 0, not 0.0"),
         ({"jit_compile": "maybe"}, "--jit_compile must be one of auto, true, false, not 'maybe'"),
+        ({"starts": 0}, "--starts must be a whole number >= 1, not 0"),
     ],
 )
 def test_bad_plans(flags, line):
@@ -263,14 +265,12 @@ def test_bad_plans(flags, line):
 
 
 def test_a_peer_that_is_not_installed(monkeypatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "torch" else found(name)
-    )
+    # All the others are, whatever this machine has.
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else name)
     with pytest.raises(ConfigError, match=r"--compare=keras,torch: torch is not installed: pip"):
         step_time.make_plan(compare="keras,torch")
     plan = step_time.make_plan(compare="all")
-    assert plan.peers == ("keras",)
+    assert plan.peers == tuple(peer for peer in step_time.PEERS if peer != "torch")
     assert plan.skipped == ('torch is not installed: pip install ".[compare]"',)
     assert step_time.make_plan(compare="none").peers == ()
 
@@ -339,11 +339,10 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
 
 
 def test_data_are_looked_for_first(tmp_path):
-    plan = step_time.make_plan(batch_sizes="32,50000")
     with pytest.raises(DataNotFoundError):
-        step_time.load_images(harness.Settings(data="cifar10", data_dir=str(tmp_path)), plan)
+        harness.load_images(harness.Settings(data="cifar10", data_dir=str(tmp_path)), [32])
     with pytest.raises(ConfigError, match="at most the 8000 training images, not 50000"):
-        step_time.load_images(harness.Settings(data="standin"), plan)
+        harness.load_images(harness.Settings(data="standin"), [32, 50000])
 
 
 # The twins
@@ -423,61 +422,161 @@ def test_torch_draws_every_image_once_an_epoch():
     assert drawn[:2] != drawn[2:4]
 
 
-# The runner
+# What a figure stands with
 
 
-@pytest.fixture(scope="module")
-def env(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("cache")
-    values = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "PYTHONWARNINGS": "default",
-        "CIFARFLOW_CACHE": str(cache),
-        "KERAS_HOME": str(cache / "keras"),
-        "CUDA_VISIBLE_DEVICES": "-1",
-    }
-    for name in ("CIFARFLOW_DATA", "TF_CPP_MIN_LOG_LEVEL"):
-        values.pop(name, None)
-    return values
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A repository with one commit that `harness` takes for its own; returns its folder."""
+    for name in ("benchmarks", "cifarflow/models"):
+        (tmp_path / "repository" / name).mkdir(parents=True)
+    folder = tmp_path / "repository"
+    (folder / "benchmarks" / "harness.py").write_text("")
+    (folder / ".gitignore").write_text("ignored.py\n")
+    settings = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    for words in (["init", "-q"], ["add", "."], [*settings, "commit", "-q", "-m", "one"]):
+        try:
+            subprocess.run(["git", *words], cwd=folder, check=True)
+        except FileNotFoundError:
+            pytest.skip("there is no git")
+    monkeypatch.setattr(harness, "__file__", str(folder / "benchmarks" / "harness.py"))
+    return folder
 
 
-def run(*words, env, cwd):
-    command = [sys.executable, str(BENCHMARKS / "step_time.py"), *map(str, words)]
-    return subprocess.run(
-        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=240, check=False
-    )
+@pytest.mark.parametrize(
+    ("path", "is_dirty"),
+    [
+        (None, False),
+        ("benchmarks/harness.py", True),
+        ("benchmarks/new.py", True),
+        ("cifarflow/models/new.py", True),
+        ("cifarflow/ignored.py", False),
+        ("notes.py", False),
+        ("benchmarks/figures.png", False),
+    ],
+)
+def test_code_that_is_in_no_commit_is_told(checkout, path, is_dirty):
+    if path:
+        (checkout / path).write_text("new")
+    commit, _, dirty = harness.environment()["commit"].partition("-")
+    assert len(commit) == 12
+    assert int(commit, 16)
+    assert dirty == ("dirty" if is_dirty else "")
 
 
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory, env):
-    folder = tmp_path_factory.mktemp("quick")
-    words = "--quick --models=lab_mlp --compare=all --peer_precisions=float32 --data=standin"
-    done = run(*words.split(), "--json=all.json", "--plot=all.png", env=env, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder, done
+def test_no_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "__file__", str(tmp_path / "harness.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert harness.environment()["commit"] == "unknown"
+    monkeypatch.setenv("PATH", "")
+    assert harness.environment()["commit"] == "unknown"
 
 
-def test_a_quick_run(quick):
-    folder, done = quick
-    assert sorted(path.name for path in folder.iterdir()) == ["all.json", "all.png"]
-    assert (folder / "all.png").read_bytes().startswith(b"\x89PNG")
-    assert (folder / "all.png").stat().st_size > 10_000
-    record = json.loads((folder / "all.json").read_text())
-    environment = record["environment"]
-    assert environment["device"].startswith("cpu: ")
-    assert environment["cores"] >= 1
-    assert {"python", "tensorflow", "keras", "numpy"} <= set(environment["versions"])
-    assert environment["commit"]
-    assert environment["date"].startswith("20")
-    assert (record["rounds"], record["data"]["name"]) == (2, "standin")
+# Starts and rounds, without processes
+
+
+class FakeWorker(Fake):
+    """A worker whose starts take longer and longer; the last of each is the one that is asked."""
+
+    started, running, loss = (), 0, 1.5
+
+    def __init__(self, name, script, spec):
+        cls = type(self)
+        cls.started = (*cls.started, name)
+        super().__init__(len(cls.started) / 100, name=name)
+        self.facts = {"seconds_to_first_step": float(len(cls.started))}
+        if spec["way"] == "gemm":
+            self.facts["flops_per_step"] = 1e9
+        else:
+            self.facts |= {"parameters": 7, "flops_per_image": 1e6, "jit_compile": False}
+
+    def __enter__(self):
+        type(self).running += 1
+        return self
+
+    def __exit__(self, *_):
+        type(self).running -= 1
+
+    def ask(self, call):
+        assert type(self).running == 4
+        return {"last_loss": self.loss, "peak_rss_bytes": 1}[call]
+
+
+@pytest.fixture
+def measure(monkeypatch):
+    """Measures lab_mlp, ours and Keras's ways, with workers that are none."""
+    monkeypatch.setattr(harness, "Worker", FakeWorker)
+    monkeypatch.setattr(FakeWorker, "started", ())
+    monkeypatch.setattr(FakeWorker, "running", 0)
+
+    def call(**changes):
+        plan = step_time.make_plan(compare="keras", profile=False, **changes)
+        settings = harness.Settings(rounds=2, quick=True)
+        return step_time.measure("lab_mlp", 32, plan, settings, dataset=tiny.dataset())
+
+    return call
+
+
+NAMES = [f"lab_mlp, {way} float32" for way in ("cifarflow", "keras_fit", "keras_fit_spe", "gemm")]
+
+
+def test_starts_take_turns_and_the_last_is_measured(measure):
+    result = measure(starts=2)
+    *training, gemm = NAMES
+    assert list(FakeWorker.started) == [*training, *training[::-1], gemm]
+    assert FakeWorker.running == 0
+    rows = {row["way"]: row for row in result["ways"]}
+    assert list(rows) == ["cifarflow", "keras_fit", "keras_fit_spe"]
+    starts = {way: row["seconds_to_first_step"]["values"] for way, row in rows.items()}
+    assert starts == {"cifarflow": [1, 6], "keras_fit": [2, 5], "keras_fit_spe": [3, 4]}
+    # By how long their steps take, these are the processes of the second start.
+    seconds = {way: row["seconds_a_step"]["median"] for way, row in rows.items()}
+    expected = {"cifarflow": 0.06, "keras_fit": 0.05, "keras_fit_spe": 0.04}
+    assert seconds == pytest.approx(expected)
+    assert {row["last_loss"] for row in rows.values()} == {1.5}
+    (ratio,) = result["start_ratios"]
+    assert (ratio["ours"], ratio["against"]) == ("cifarflow float32", "keras_fit float32")
+    assert ratio["ratio"]["values"] == pytest.approx([2, 5 / 6])
+    text = step_report.describe(result)
+    assert (
+        "cifarflow float32 starts 1.42x as fast as keras_fit float32 (0.83 to 2.00 in 2 starts)"
+    ) in text
+    (line,) = (line for line in text.splitlines() if line.startswith("| keras_fit float32 "))
+    assert "| 3.5 s |" in re.sub(" +", " ", line)
+
+
+def test_one_start_is_one_process_each(measure):
+    result = measure()
+    assert list(FakeWorker.started) == NAMES
+    assert result["ways"][1]["seconds_to_first_step"]["values"] == [2]
+    assert " starts " not in step_report.describe(result)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), None])
+def test_a_way_that_does_not_train(measure, monkeypatch, loss):
+    monkeypatch.setattr(FakeWorker, "loss", loss)
+    line = f"lab_mlp, cifarflow float32 does not train: its loss in the last round is {loss}"
+    with pytest.raises(RuntimeError, match=f"^{line}$"):
+        measure()
+    assert FakeWorker.running == 0
+
+
+# The script
+
+
+def test_a_quick_run(quick_run):
+    folder, done = quick_run("step")
+    record = read(folder, done)
+    assert record["rounds"] == 2
     (result,) = record["results"]
     assert (result["model"], result["batch_size"]) == ("lab_mlp", 32)
     assert result["trainable_parameters"] == 1_707_274
     found = {row["label"]: row for row in result["ways"]}
-    peers = ["keras_fit", "keras_fit_spe", *(["torch_eager", "torch_compile"] * HAS_TORCH)]
+    installed = {peer: importlib.util.find_spec(peer) is not None for peer in step_time.PEERS}
+    peers = [way for peer, ways in step_time.PEERS.items() if installed[peer] for way in ways]
     assert list(found) == [f"{way} float32" for way in ("cifarflow", *peers)]
-    assert ("skipped: torch is not installed" in done.stdout) == (not HAS_TORCH)
+    for peer, is_installed in installed.items():
+        assert (f"skipped: {peer} is not installed" in done.stdout) == (not is_installed)
     for row in found.values():
         seconds, rates = row["seconds_a_step"], row["images_per_second"]
         assert seconds["n"] == len(seconds["values"]) == 2
@@ -485,7 +584,9 @@ def test_a_quick_run(quick):
         gflop = 32 * result["training_flops_per_image"] / 1e9
         assert row["gflops"]["values"] == pytest.approx([gflop / s for s in seconds["values"]])
         assert row["peak_rss_bytes"] > 50 * 2**20
-        assert row["seconds_to_first_step"] > 0
+        assert row["seconds_to_first_step"]["n"] == 1
+        assert row["seconds_to_first_step"]["median"] > 0
+        assert 0 < row["last_loss"] < 10
     (ratio,) = [r for r in result["ratios"] if r["against"] == "keras_fit float32"]
     ours, theirs = (
         found[name]["seconds_a_step"]["values"]
@@ -496,9 +597,9 @@ def test_a_quick_run(quick):
     )
 
 
-def test_a_quick_run_is_readable(quick):
-    folder, done = quick
-    record = json.loads((folder / "all.json").read_text())
+def test_a_quick_run_is_readable(quick_run):
+    folder, done = quick_run("step")
+    record = json.loads((folder / "step.json").read_text())
     (result,) = record["results"]
     assert step_report.describe(result) in done.stdout
     best = next(r for r in result["ratios"] if r["against"] == "best of keras")
@@ -511,13 +612,3 @@ def test_a_quick_run_is_readable(quick):
     assert split["verdict"] in done.stdout
     # The libraries' noise is held back; progress is not.
     assert "lab_mlp, cifarflow float32: first step after" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_bad_input_is_one_line_and_status_2(tmp_path, env):
-    done = run("--device=gpu", "--json=x.json", env=env, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr == (
-        "error: --device=gpu needs a GPU that TensorFlow sees: there is none here\n"
-    )
-    assert (done.stdout, list(tmp_path.iterdir())) == ("", [])
