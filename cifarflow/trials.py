@@ -5,12 +5,13 @@
         trial = trials.run(seed)
         print(trial.seed, trial.seconds, trial.accuracy)
 
-A trial computes what `train_recipe` computes with that seed, bit for bit, and writes nothing.  The
-step is compiled once and serves all of them.
+A trial computes what `train_recipe` computes with that seed, bit for bit on the same CPU, and
+writes nothing.  The step is compiled once and serves all of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -45,8 +46,8 @@ from cifarflow.training.step import make_eval_step, make_train_step
 
 TIMING_RULE = (
     "seconds count the whitening from the training images, all training steps and the final "
-    "evaluation with its test-time augmentation; not counted are loading the images, building and "
-    "initialising the model, and compiling, with one warm-up call"
+    "evaluation with its test-time augmentation, which is traced anew; not counted are loading the "
+    "images, building and initialising the model, and compiling the step, with one warm-up call"
 )
 READ_CHOICES = ("test", "validation")
 # Between two calls Python can show progress and be interrupted.
@@ -139,7 +140,8 @@ class Trials:
         # Kernels choose their way of working, and memory is taken, at the first call.
         with explained(pieces.model):
             self._runner.run(min(2, self.total_steps))
-        self._predict(self._split.images[: self.recipe.eval_batch_size])
+        # Of training images: those that are read in the end are not touched before.
+        self._predict(dataset.train.images[: self.recipe.eval_batch_size])
         self.compile_seconds = time.perf_counter() - start
 
     @property
@@ -163,7 +165,7 @@ class Trials:
         Raises:
           ConfigError: if an argument is out of range, or a curve is asked for without validation
             images.
-          NonFiniteError: if the training loss is not finite.
+          NonFiniteError: if the training loss, or an output in the end, is not finite.
         """
         seed = check_seed(seed)
         check_float("curve_epochs", curve_epochs)
@@ -209,7 +211,9 @@ class Trials:
                 )
             if every and (step % every == 0 or step == self.total_steps):
                 batches = evaluation_batches(*validation, batch_size=self.recipe.eval_batch_size)
-                found = self._evaluate(batches).accuracy
+                averaging = self._pieces.averaging
+                with averaging.averaged() if averaging is not None else contextlib.nullcontext():
+                    found = self._evaluate(batches).accuracy
                 curve.append((train_seconds, step / self.steps_per_epoch, found))
             count = max(1, round(_SECONDS_A_CALL * count / took))
         start = time.perf_counter()
@@ -217,6 +221,11 @@ class Trials:
             self._pieces.averaging.finish()
         outputs = self._predict(self._split.images)
         seconds += train_seconds + time.perf_counter() - start
+        if not np.isfinite(outputs).all():
+            raise NonFiniteError(
+                f"the outputs of seed {seed} are not finite after the last step: try a smaller "
+                f"learning_rate than {self.recipe.learning_rate:g}"
+            )
         matrix = confusion_matrix(
             self._split.labels, outputs.argmax(-1), num_classes=self._dataset.num_classes
         )

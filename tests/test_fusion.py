@@ -352,6 +352,26 @@ def test_the_gradient_of_filters_as_a_convolution(padding, size, large, monkeypa
         np.testing.assert_allclose(own, plain, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("trainable", [False, True])
+def test_the_gradient_of_a_bias_sums_in_more_than_bfloat16(trainable):
+    # 61,504 ones: bfloat16 itself counts to 256.
+    layer = L.Conv2D(4, 2, dtype="mixed_bfloat16")
+    inputs = keras.Input((32, 32, 3), batch_size=64)
+    model = keras.Model(inputs, layer(inputs))
+    layer.trainable = trainable
+    layer.bias.trainable = True
+    forward = fuse(model)
+
+    @tf.function
+    def gradient(images):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.cast(forward(images), tf.float32))
+        return tape.gradient(loss, layer.bias.value)
+
+    found = gradient(tf.zeros([64, 32, 32, 3]))
+    np.testing.assert_allclose(found, np.full(4, 64 * 31 * 31), rtol=1e-2)
+
+
 def test_a_slow_gradient_is_taken_for_one_in_bfloat16_only():
     def convolutions(policy):
         model = model_of(

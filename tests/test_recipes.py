@@ -295,8 +295,12 @@ def test_the_optimizer_has_the_recipes_numbers():
     assert type(scaled).__name__ == "LossScaleOptimizer"
 
 
+SMALL_CNN = {
+    "model": "cnn",
+    "model_options": {"filters": [4], "kernel_size": 3, "dense_units": 4},
+}
 CHANGES = [
-    {"model": "cnn", "model_options": {"filters": [4], "kernel_size": 3, "dense_units": 4}},
+    SMALL_CNN,
     {"model": "resnet", "model_options": {"depth": 4, "widths": [4]}},
     {"model": "speednet", "model_options": {"widths": [4]}},
     {"model_options": {"units": [8], "dropout": 0.5, "l2": 0.1, "activation": "relu"}},
@@ -304,9 +308,25 @@ CHANGES = [
     {"batch_size": 16},
     {"epochs": 2},
     {"learning_rate": 0.02},
+    {"learning_rate_examples": 4},
+    {"learning_rate_scales": {"bias": 3}},
+    {"optimizer": "muon", **SMALL_CNN},
+    {"optimizer": "muon", "muon_momentum": 0.9, **SMALL_CNN},
     {"momentum": 0.5},
     {"nesterov": False},
+    {"schedule": "cosine", "scaled_velocity": False},
+    {"schedule": "one_cycle"},
+    {"schedule": "one_cycle", "start_fraction": 0.5},
+    {"schedule": "one_cycle", "peak_fraction": 0.6},
+    {"schedule": "one_cycle", "end_fraction": 0.9},
+    {"model": "speednet", "model_options": {"widths": [4]}, "whitening_bias_epochs": 0.25},
+    {"l2": 0.1, "decay_biases": True},
+    {"averaging": "lookahead"},
+    {"averaging": "ema"},
+    {"augment": "altflip"},
+    {"augment": "brightness:0.3,contrast:0.2"},
     {"schedule": "constant"},
+    {"schedule": "cosine"},
     {"schedule": "piecewise", "drop_epochs": [0.25]},
     {"schedule": "piecewise", "drop_epochs": [0.25], "drop_factor": 0.5},
     {"decay": 0.5},
@@ -331,6 +351,36 @@ def test_every_option_changes_the_run(plain_run):
         digest = run.summary["weights_sha256"]
         assert digest not in hashes, f"{change} gives what {hashes[digest]} gives"
         hashes[digest] = change
+
+
+def test_every_field_is_changed():
+    elsewhere = {"name", "data", "validation_fraction", "validation_split", "eval_batch_size"}
+    elsewhere |= {"tta", "tta_share", "jit_compile"}
+    changed = {field for change in CHANGES for field in change}
+    assert changed | elsewhere == {field.name for field in dataclasses.fields(Recipe)}
+
+
+def test_test_time_augmentation_changes_the_test_alone(plain_run):
+    losses = {plain_run.summary["test_loss"]}
+    for change in ({"tta": "mirror"}, {"tta": "multicrop"}, {"tta": "multicrop", "tta_share": 0.5}):
+        run = run_tiny(**change)
+        assert run.summary["weights_sha256"] == plain_run.summary["weights_sha256"]
+        losses.add(run.summary["test_loss"])
+    assert len(losses) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "muon"}, "muon"),
+        ({"learning_rate_scales": {"gama": 2.0}}, "gama"),
+    ],
+)
+def test_an_optimizer_that_does_not_fit_leaves_no_folder(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        run_tiny(workdir=tmp_path / "run", **changes)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_options_that_change_time_only(plain_run):

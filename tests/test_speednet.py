@@ -105,8 +105,9 @@ def test_shapes_at_each_stage():
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_it_computes_what_it_says(training):
-    model = small(logit_scale=0.3)
+@pytest.mark.parametrize(("convs", "residual"), [(2, False), (1, False), (3, True)])
+def test_it_computes_what_it_says(convs, residual, training):
+    model = small(logit_scale=0.3, convs_per_block=convs, residual=residual)
     rng = np.random.default_rng(1)
     for variable in model.trainable_variables:
         variable.assign(variable + 0.1 * rng.standard_normal(variable.shape))
@@ -129,13 +130,18 @@ def test_it_computes_what_it_says(training):
     x = conv(normalised(images).astype(np.float32), whitening, "VALID")
     x = gelu(x + weights["whitening/bias"])
     layers = list(zip(convolutions(model), norms(model), strict=True))
-    for first, second in zip(layers[::2], layers[1::2], strict=True):
-        x = tf.nn.max_pool2d(conv(x, first[0]), 2, 2, "VALID")
-        x = gelu(norm(x, first[1]))
-        x = gelu(norm(conv(x, second[0]), second[1]))
+    for start in range(0, len(layers), convs):
+        (first, first_norm), *others = layers[start : start + convs]
+        x = tf.nn.max_pool2d(conv(x, first), 2, 2, "VALID")
+        kept = x = gelu(norm(x, first_norm))
+        for layer, layer_norm in others:
+            x = norm(conv(x, layer), layer_norm)
+            if residual and layer is others[-1][0]:
+                x += kept
+            x = gelu(x)
     x = tf.nn.max_pool2d(x, 3, 3, "VALID")[:, 0, 0]
     expected = (x @ weights["classifier/kernel"]) * 0.3
-    np.testing.assert_allclose(model(images, training=training), expected, atol=2e-5)
+    np.testing.assert_allclose(model(images, training=training), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_options_of_the_builder():
@@ -148,6 +154,12 @@ def test_options_of_the_builder():
     ]
     assert model.output_shape == (None, 7)
     assert {layer.momentum for layer in norms(small())} == {0.6}
+
+
+def test_the_classifier_starts_with_the_standard_deviation_asked_for():
+    kernel = small(widths=(500,), logit_stddev=1.5).get_layer("classifier").kernel.numpy()
+    assert kernel.std() == pytest.approx(1.5, rel=0.05)
+    assert np.abs(kernel).max() <= 1.5 * 3**0.5 + 1e-6
 
 
 def test_the_scale_of_the_logits():
@@ -490,6 +502,10 @@ def test_build_model_needs_no_images(dataset):
         ({"widths": ()}, r"widths must hold at least one size, not \(\)"),
         ({"widths": (64, 0)}, "widths must be a whole number >= 1, not 0"),
         ({"widths": (64, 2.5)}, "widths must be a whole number >= 1, not 2.5"),
+        ({"convs_per_block": 0}, "convs_per_block must be a whole number >= 1, not 0"),
+        ({"residual": 1}, "residual must be False, or True with .* not 1 with 2"),
+        ({"residual": True, "convs_per_block": 1}, "residual must be .* not True with 1"),
+        ({"logit_stddev": 0}, "logit_stddev must be a finite number > 0, not 0"),
         ({"whitening_size": 0}, "whitening_size must be a whole number >= 1, not 0"),
         ({"whitening_size": (2, 2)}, r"whitening_size must be .* not \(2, 2\)"),
         ({"whitening_size": 33}, "the image is 32x32 pixels before a 33x33 convolution"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from cifarflow.data.splits import Dataset
+from cifarflow.data.splits import Dataset, Split
 from cifarflow.errors import ConfigError, DataError, NonFiniteError
 from cifarflow.recipes import Recipe, get_recipe, train_recipe
 from cifarflow.trials import Trials
@@ -134,8 +134,59 @@ def test_a_loss_that_is_not_finite(dataset):
         Trials(recipe, dataset).run(5)
 
 
-def test_the_fast_recipes_fit_together():
-    for name in ("fast75", "fast94", "fast95", "fast96"):
-        recipe = get_recipe(name)
-        assert recipe.model == "speednet"
-        assert not recipe.validation_fraction
+def test_a_curve_is_of_the_averages(dataset):
+    recipe = dataclasses.replace(MLP, averaging="ema", epochs=1.0)
+    trial = Trials(recipe, dataset, read="validation").run(0, curve_epochs=1.0)
+    assert trial.curve[-1][2] == trial.accuracy
+
+
+def test_the_last_step_may_be_the_one_that_breaks(dataset, monkeypatch):
+    trials = Trials(MLP, dataset)
+    monkeypatch.setattr(trials, "_predict", lambda images: np.full((len(images), 10), np.nan))
+    with pytest.raises(NonFiniteError, match="the outputs of seed 2 are not finite"):
+        trials.run(2)
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_a_trial_is_the_run_in_half_precision_too(dataset, precision):
+    recipe = dataclasses.replace(MLP, precision=precision, averaging="ema")
+    trials = Trials(recipe, dataset)
+    trials.run(0)
+    run = train_recipe(dataclasses.replace(recipe, seed=4), dataset=dataset)
+    assert trials.run(4).weights_sha256 == run.summary["weights_sha256"]
+
+
+def images_of(count):
+    rng = np.random.default_rng(count)
+    return Split(
+        rng.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8),
+        np.arange(count, dtype=np.int32) % 10,
+    )
+
+
+@pytest.mark.parametrize("name", ["fast75", "fast94", "fast95", "fast96"])
+def test_the_fast_recipes_run(name):
+    dataset = Dataset("random", images_of(64), images_of(0), images_of(20), tiny.NAMES, "generated")
+    widths = {"widths": (8, 8, 8)}
+    recipe = get_recipe(name, batch_size=16, epochs=1.5, model_options=widths)
+    assert not recipe.validation_fraction
+    trial = Trials(recipe, dataset).run(0)
+    assert trial.steps == 6
+    assert np.isfinite(trial.loss)
+
+
+@pytest.mark.parametrize("name", ["fast94", "fast96"])
+def test_the_whitening_bias_comes_to_rest(name):
+    dataset = Dataset("random", images_of(64), images_of(0), images_of(20), tiny.NAMES, "generated")
+    options = {"batch_size": 16, "whitening_bias_epochs": 0.5, "precision": "float32"}
+    options["model_options"] = {"widths": (8, 8, 8)}
+    biases = []
+    for epochs in (0.5, 6.0, 8.0):
+        # At a constant rate: schedules of runs of different lengths differ.
+        recipe = get_recipe(name, epochs=epochs, schedule="constant", averaging="none", **options)
+        model = train_recipe(recipe, dataset=dataset).model
+        biases.append(model.get_layer("whitening").bias.numpy())
+    assert np.abs(biases[0]).max() > 0
+    # Momentum carries it on for a while.
+    np.testing.assert_allclose(biases[2], biases[1], rtol=1e-2, atol=1e-6)
+    assert np.abs(biases[2]).max() > np.abs(biases[0]).max() / 2

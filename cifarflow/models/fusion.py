@@ -321,9 +321,11 @@ def _without_activation(layer: Any) -> Callable[[Any], Any]:
         else:
             outputs = tf.nn.conv2d(inputs, kernel, layer.strides, padding)
         if layer.use_bias:
-            # oneDNN's gradient of the filters has the bias's with it; where it is not used that
-            # would be left to TensorFlow's.
-            is_alone = is_own and _is_slow_gradient(inputs.shape, kernel.shape, padding)
+            # oneDNN's gradient of the filters has the bias's with it; where there is none, or it is
+            # not used, that would be left to TensorFlow's.
+            is_alone = is_own and (
+                not layer.kernel.trainable or _is_slow_gradient(inputs.shape, kernel.shape, padding)
+            )
             add = _add_bias if is_alone else tf.nn.bias_add
             outputs = add(outputs, tf.cast(layer.bias.value, dtype))
         return outputs
@@ -394,8 +396,8 @@ def _kernel_gradient(images: Any, kernel: Any, upstream: Any, padding: str) -> A
 def _add_bias(outputs: Any, bias: Any) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
     """`tf.nn.bias_add`, whose gradient sums in float32.
 
-    TensorFlow's own, on a CPU, sums bfloat16 in bfloat16, where a sum some hundred times as large as
-    what is added no longer grows.
+    TensorFlow's own, on a CPU, sums bfloat16 in bfloat16, where a sum some hundred times as large
+    as what is added no longer grows.
     """
 
     def gradient(upstream: Any) -> tuple[Any, Any]:
