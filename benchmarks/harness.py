@@ -40,8 +40,6 @@ from tables import format_table as format_table
 from worker import Worker as Worker
 from worker import WorkerError as WorkerError
 from worker import count_cores as count_cores
-from worker import peak_rss_bytes as peak_rss_bytes
-from worker import serve as serve
 
 from cifarflow.data.dataset import DATA_CHOICES, Dataset, load_data
 from cifarflow.errors import ConfigError, WorkdirError, check_choice, check_float, check_int
@@ -49,7 +47,7 @@ from cifarflow.files import replacing
 
 Key = TypeVar("Key", bound=Hashable)
 DEVICES = ("auto", "cpu", "gpu")
-_QUICK_ROUNDS = 2
+_QUICK_ROUNDS, _QUICK_EXAMPLES = 2, 2048
 FLAGS = flags.FLAGS
 # Flags belong to the script that asks for them, so that its `--help` shows them.
 flags.disclaim_key_flags()
@@ -95,6 +93,10 @@ class Settings:
     def data_options(self) -> dict[str, Any]:
         """What a worker needs to load the images, for its spec."""
         return {"data": self.data, "data_dir": self.data_dir}
+
+    def count_examples(self, batch_size: int) -> int:
+        """How many training images a worker takes, for its spec; 0 for all."""
+        return max(_QUICK_EXAMPLES, batch_size) if self.quick else 0
 
 
 def define_flags(*, rounds: int = 5, counts: str = "rounds") -> None:
@@ -185,8 +187,7 @@ def choose_device(device: str) -> str:
     Raises:
       ConfigError: if it is none of the three, or there is no GPU to use.
     """
-    if device not in DEVICES:
-        raise ConfigError(f"--device must be one of {', '.join(DEVICES)}, not {device!r}")
+    check_choice("--device", device, DEVICES)
     import tensorflow as tf
 
     if device == "cpu":
@@ -233,7 +234,7 @@ def environment() -> dict[str, Any]:
     from cifarflow.device import describe_device
 
     versions = {"python": platform.python_version()}
-    for package in ("tensorflow", "keras", "numpy", "torch"):
+    for package in ("tensorflow", "keras", "numpy", "torch", "jax", "jaxlib"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -343,7 +344,8 @@ class Runner(Protocol):
 
     Attributes:
       facts: what it says of itself.  `multiple`: steps must be a multiple of it; `max_steps`: and
-        at most so many a round.  Both may be missing.
+        at most so many in a round, its warm-up included; `warms_up`: whether a round runs all of
+        its steps twice, the first time as its warm-up.  Any may be missing.
     """
 
     facts: dict[str, Any]
@@ -361,10 +363,16 @@ def calibrate(runner: Runner, *, seconds_a_round: float) -> int:
 
     Returns:
       The steps, at least 1, within the bounds of the runner's facts.
+
+    Raises:
+      ConfigError: if seconds_a_round is not a finite number > 0.
     """
     check_float("--seconds_a_round", seconds_a_round, above_minimum=True)
     multiple = runner.facts.get("multiple", 1)
-    most = max(runner.facts.get("max_steps", 10**9) // multiple * multiple, multiple)
+    most = runner.facts.get("max_steps", 10**9)
+    if runner.facts.get("warms_up"):
+        most //= 2
+    most = max(most // multiple * multiple, multiple)
     steps = multiple
     while True:
         seconds = runner.round(steps)
@@ -393,7 +401,7 @@ def interleave(
 ) -> dict[Key, Samples]:
     """Runs one round of each way in turn, again and again; every second time in reverse.
 
-    Each turn begins with a quarter of a round that is not counted.
+    Each turn begins with a quarter of a round that is not counted, unless the way warms itself up.
 
     Args:
       runners: the ways, by name or any other key.
@@ -403,6 +411,9 @@ def interleave(
 
     Returns:
       Seconds a step of each way.
+
+    Raises:
+      ConfigError: if rounds is not a whole number >= 1, or seconds_a_round not a finite number > 0.
     """
     check_int("--rounds", rounds)
     steps = {
@@ -418,7 +429,8 @@ def interleave(
         for name in names:
             time.sleep(settle_seconds)
             # While the others had their turns, caches, and pages of memory, went to them.
-            runners[name].round(warm_up[name])
+            if not runners[name].facts.get("warms_up"):
+                runners[name].round(warm_up[name])
             found[name].append(runners[name].round(steps[name]) / steps[name])
     return {name: Samples(tuple(values)) for name, values in found.items()}
 

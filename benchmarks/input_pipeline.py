@@ -131,7 +131,7 @@ def make_specs(
     common = {
         "batch_size": batch_size,
         "device": settings.device,
-        "examples": max(2048, batch_size) if settings.quick else 0,
+        "examples": settings.count_examples(batch_size),
         **settings.data_options,
     }
     return {
@@ -205,11 +205,12 @@ def main() -> None:
     for batch_size in plan.batch_sizes:
         results.append(measure(batch_size, plan, settings))
         print("\n" + input_report.describe(results[-1]), flush=True)
-    harness.write_outputs(
-        settings,
-        {**record, "results": results},
-        draw=lambda path, about: input_report.draw(results, path, about=about),
-    )
+        # Each time, so that an error in the next one loses nothing.
+        harness.write_outputs(
+            settings,
+            {**record, "results": results},
+            draw=lambda path, about: input_report.draw(results, path, about=about),
+        )
 
 
 if __name__ == "__main__":

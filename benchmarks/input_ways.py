@@ -325,4 +325,4 @@ WAYS: dict[str, type[InputWay]] = {
 }
 
 if __name__ == "__main__":
-    worker.serve(lambda spec: WAYS[spec["way"]](spec))
+    worker.serve(lambda spec: ways.make_way(spec, WAYS))

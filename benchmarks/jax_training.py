@@ -77,6 +77,10 @@ class Training:
         optimizer.build(model.trainable_variables)
         step = make_step(model, optimizer, mean=mean, std=std)
 
+        def one_step(state: State, data: Any, order: Any, position: Any) -> State:
+            self.traces += 1
+            return step(state, *draw(data, order[position]))
+
         # The bounds are arguments: a loop of another length is the same program.
         def steps(state: State, data: Any, order: Any, first: Any, last: Any) -> State:
             self.traces += 1
@@ -84,15 +88,13 @@ class Training:
                 first, last, lambda i, state: step(state, *draw(data, order[i])), state
             )
 
-        def one_step(state: State, data: Any, order: Any, position: Any) -> State:
-            self.traces += 1
-            return step(state, *draw(data, order[position]))
-
         self._run = jax.jit(steps if in_one_loop else one_step, donate_argnums=0)
         variables = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
         # Copies, as what is donated is gone.
-        copies = [[jnp.array(v.value, copy=True) for v in group] for group in variables]
-        self.state = State(*copies, jnp.zeros(()))
+        trainable, fixed, others = (
+            [jnp.array(v.value, copy=True) for v in group] for group in variables
+        )
+        self.state = State(trainable, fixed, others, jnp.zeros(()))
 
     def train(self, steps: int) -> None:
         """Starts so many steps, and returns, it may be, before the device has finished."""

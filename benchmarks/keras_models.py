@@ -1,8 +1,10 @@
-"""The nets in plain Keras layers, as a user of Keras writes them.
+"""The nets in plain Keras layers, as a user of Keras writes them, and what `fit` is given.
 
     model = build("lab_cnn")
+    model.compile(make_sgd(0.01), keras.losses.CategoricalCrossentropy(from_logits=True))
+    model.fit(*as_notebook(dataset.train, dataset.num_classes))
 
-They take float32 images [B, 32, 32, 3], 0..1 or normalised (see `nets.NORMALISED`), under the
+The nets take float32 images [B, 32, 32, 3], 0..1 or normalised (see `nets.NORMALISED`), under the
 global dtype policy, and return logits [B, 10] in float32, as Keras's guide to mixed precision has
 it.  cifarflow's own builders are not used: they may rewrite a layer into a faster equal one.
 """
@@ -13,7 +15,10 @@ from typing import Any
 
 import keras
 import nets
+import numpy as np
 from keras import layers
+
+from cifarflow.data.splits import Split
 
 
 def build(name: str) -> Any:
@@ -30,6 +35,28 @@ def build(name: str) -> Any:
     else:
         outputs = _cnn(inputs, nets.CNNS[name])
     return keras.Model(inputs, outputs, name=name)
+
+
+def make_sgd(
+    learning_rate: float, *, decay: float = 1e-6, momentum: float = 0.9, nesterov: bool = True
+) -> Any:
+    """Keras's SGD as the lab has it, its rate learning_rate / (1 + decay * step)."""
+    schedule = keras.optimizers.schedules.InverseTimeDecay(learning_rate, 1, decay)
+    return keras.optimizers.SGD(schedule, momentum=momentum, nesterov=nesterov)
+
+
+def as_notebook(split: Split, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels as the notebook makes them.
+
+    Args:
+      split: images [N, H, W, C] uint8 and labels [N].
+      num_classes: how many classes there are.
+
+    Returns:
+      Images [N, H, W, C] float32, 0..1, and one-hot labels [N, num_classes] float.
+    """
+    images = split.images.astype("float32") / 255
+    return images, keras.utils.to_categorical(split.labels, num_classes=num_classes)
 
 
 def _logits(x: Any) -> Any:

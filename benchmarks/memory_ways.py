@@ -100,9 +100,8 @@ class Notebook(MemoryWay):
         spec = self.spec
         train, validation, test = self._load()
         model = keras_models.build(spec["model"])
-        schedule = keras.optimizers.schedules.InverseTimeDecay(spec["learning_rate"], 1, 1e-6)
         model.compile(
-            optimizer=keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True),
+            optimizer=keras_models.make_sgd(spec["learning_rate"]),
             loss=keras.losses.CategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
         )
@@ -126,20 +125,15 @@ class Notebook(MemoryWay):
         }
 
     def _load(self) -> list[tuple[Any, Any]]:
-        """Images 0..1 and one-hot labels of the three splits, as the notebook makes them."""
-        import keras
+        """Images and labels of the three splits, as the notebook makes them."""
+        import keras_models
 
         dataset = ways.load_dataset(self.spec)
-        return [
-            (
-                split.images.astype("float32") / 255,
-                keras.utils.to_categorical(split.labels, num_classes=dataset.num_classes),
-            )
-            for split in (dataset.train, dataset.validation, dataset.test)
-        ]
+        splits = (dataset.train, dataset.validation, dataset.test)
+        return [keras_models.as_notebook(split, dataset.num_classes) for split in splits]
 
 
 WAYS: dict[str, type[MemoryWay]] = {"cifarflow": Cifarflow, "notebook": Notebook}
 
 if __name__ == "__main__":
-    worker.serve(lambda spec: WAYS[spec["way"]](spec))
+    worker.serve(lambda spec: ways.make_way(spec, WAYS))

@@ -19,7 +19,7 @@ import time
 from typing import Any
 
 import keras
-import numpy as np
+import keras_models
 from absl import flags
 
 from cifarflow import recipes
@@ -60,24 +60,29 @@ def fit(recipe: recipes.Recipe, dataset: Dataset) -> dict[str, Any]:
     inputs = keras.Input(dataset.image_shape)
     outputs = keras.layers.Softmax(dtype="float32")(inner(inputs * 255.0))
     model = keras.Model(inputs, outputs)
-    schedule = keras.optimizers.schedules.InverseTimeDecay(recipe.learning_rate, 1, recipe.decay)
     model.compile(
-        keras.optimizers.SGD(schedule, momentum=recipe.momentum, nesterov=recipe.nesterov),
+        keras_models.make_sgd(
+            recipe.learning_rate,
+            decay=recipe.decay,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+        ),
         loss="categorical_crossentropy",
         metrics=["accuracy"],
     )
-    images, labels = _as_notebook(dataset.train, classes)
+    images, labels = keras_models.as_notebook(dataset.train, classes)
     start = time.perf_counter()
     fitted = model.fit(
         images,
         labels,
         batch_size=recipe.batch_size,
         epochs=max(1, round(recipe.epochs)),
-        validation_data=_as_notebook(dataset.validation, classes),
+        validation_data=keras_models.as_notebook(dataset.validation, classes),
         verbose=0,
     )
     seconds = time.perf_counter() - start
-    loss, accuracy = model.evaluate(*_as_notebook(dataset.test, classes), 128, verbose=0)
+    images, labels = keras_models.as_notebook(dataset.test, classes)
+    loss, accuracy = model.evaluate(images, labels, 128, verbose=0)
     return {
         "seed": recipe.seed,
         "train_accuracy": round(fitted.history["accuracy"][-1], 4),
@@ -86,11 +91,6 @@ def fit(recipe: recipes.Recipe, dataset: Dataset) -> dict[str, Any]:
         "test_accuracy": round(accuracy, 4),
         "seconds": round(seconds, 1),
     }
-
-
-def _as_notebook(split: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    images = split.images.astype("float32") / 255
-    return images, keras.utils.to_categorical(split.labels, num_classes=classes)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,11 @@ import harness
 
 def label(way: str, precision: str) -> str:
     """A way and its precision as one name."""
-    return f"{way} {precision.removeprefix('mixed_')}"
+    return f"{way} {_short(precision)}"
+
+
+def _short(precision: str) -> str:
+    return precision.removeprefix("mixed_")
 
 
 def ratios(
@@ -30,8 +34,10 @@ def ratios(
       peers: the ways that each peer has.
 
     Yields:
-      `ours`, `against` (labels; "best of torch" names its mode in `is`) and `ratio`: the time of
-      theirs over the time of ours, round by round.
+      `ours`, `against` (labels) and `ratio`: the time of theirs over the time of ours, round by
+      round.  The best of a peer, which `is` names, is of our precision ("best of torch in
+      float32"), of any ("best of torch in any precision"), or of ours where it has no other ("best
+      of torch").
     """
     ours = [row for row in rows if row["way"] == "cifarflow"]
     for row in ours:
@@ -40,10 +46,19 @@ def ratios(
             theirs = [other for other in rows if other["way"] in modes]
             for other in theirs:
                 yield _ratio(row["label"], other["label"], _samples(other).over(mine))
-            if theirs:
-                best = min(theirs, key=lambda other: _samples(other).median)
+            for what, some in _groups(theirs, row["precision"]).items():
+                best = min(some, key=lambda other: _samples(other).median)
                 ratio = _samples(best).over(mine)
-                yield {**_ratio(row["label"], f"best of {peer}", ratio), "is": best["label"]}
+                yield {**_ratio(row["label"], f"best of {peer}{what}", ratio), "is": best["label"]}
+
+
+def _groups(theirs: Sequence[dict[str, Any]], precision: str) -> dict[str, list[dict[str, Any]]]:
+    """The ways of a peer among which there is a best, by how to speak of them; none is empty."""
+    same = [row for row in theirs if row["precision"] == precision]
+    groups = {f" in {_short(precision)}": same, " in any precision": list(theirs)}
+    if len(same) == len(theirs):
+        groups = {"": same}
+    return {what: rows for what, rows in groups.items() if rows}
 
 
 def start_ratios(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -93,8 +108,8 @@ def describe(result: dict[str, Any]) -> str:
             cells.append("-" if ratio is None else f"{ratio:.2f}x")
         rows.append(cells)
     peaks = ", ".join(
-        f"{peak['median']:.0f} GFLOP/s in {precision.removeprefix('mixed_')}"
-        for precision, peak in result["gemm_peak_gflops"].items()
+        f"{found['high']:.0f} GFLOP/s in {_short(precision)}"
+        for precision, found in result["gemm_gflops"].items()
     )
     lines = [
         f"## {result['model']}, batch {result['batch_size']}",

@@ -180,7 +180,7 @@ def make_specs(
         "batch_size": batch_size,
         "device": settings.device,
         "quick": settings.quick,
-        "examples": max(2048, batch_size) if settings.quick else 0,
+        "examples": settings.count_examples(batch_size),
         "jit_compile": plan.jit_compile,
         **settings.data_options,
     }
@@ -260,7 +260,8 @@ def measure(
         seconds = harness.interleave(
             workers, rounds=settings.rounds, seconds_a_round=plan.seconds_a_round
         )
-        peaks = {
+        # The peak is the best of all rounds: the others say how slow the machine was just then.
+        gemm = {
             precision: seconds[way, precision].rate(worker.facts["flops_per_step"] / 1e9)
             for (way, precision), worker in workers.items()
             if way == "gemm"
@@ -279,7 +280,7 @@ def measure(
                 "seconds_a_step": took.to_json(),
                 "images_per_second": took.rate(batch_size).to_json(),
                 "gflops": took.rate(gflop).to_json(),
-                "share_of_gemm_peak": took.rate(gflop).over(peaks[precision]).to_json(),
+                "share_of_gemm_peak": took.rate(gflop / gemm[precision].high).to_json(),
                 "seconds_to_first_step": starts[way, precision].to_json(),
                 "last_loss": losses[way, precision],
                 "peak_rss_bytes": worker.ask("peak_rss_bytes"),
@@ -295,7 +296,7 @@ def measure(
             "batch_size": batch_size,
             "trainable_parameters": facts["parameters"],
             "training_flops_per_image": facts["flops_per_image"],
-            "gemm_peak_gflops": {precision: peak.to_json() for precision, peak in peaks.items()},
+            "gemm_gflops": {precision: found.to_json() for precision, found in gemm.items()},
             "ways": rows,
             "ratios": list(step_report.ratios(rows, PEERS)),
             "start_ratios": list(step_report.start_ratios(rows)),
@@ -334,11 +335,12 @@ def main() -> None:
         for batch_size in plan.batch_sizes:
             results.append(measure(model, batch_size, plan, settings, dataset=dataset))
             print("\n" + step_report.describe(results[-1]), flush=True)
-    harness.write_outputs(
-        settings,
-        {**record, "results": results},
-        draw=lambda path, about: step_report.draw(results, path, about=about),
-    )
+            # Each time, so that an error in the next one loses nothing.
+            harness.write_outputs(
+                settings,
+                {**record, "results": results},
+                draw=lambda path, about: step_report.draw(results, path, about=about),
+            )
 
 
 if __name__ == "__main__":

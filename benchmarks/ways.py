@@ -3,9 +3,9 @@
     python benchmarks/ways.py                # a worker: see `worker.serve`; started by step_time.py
 
 The first line on stdin says which way and what it works on: way, model (a name in `nets.NETS`),
-precision, batch_size, device, data, data_dir, examples, learning_rate, jit_compile.  All ways draw
-shuffled batches of the same images, and each is written as well as its library allows: a way that
-is slow because it was written badly would prove nothing.
+precision, batch_size, device, data, data_dir, examples, learning_rate, jit_compile, quick (tiny
+sizes: it only has to work).  All ways draw shuffled batches of the same images, and each is written
+as well as its library allows: a way that is slow because it was written badly would prove nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 # Everything else is imported by the way that needs it: only its own library may be in a process.
@@ -124,7 +124,7 @@ class Cifarflow(Way):
         }
 
     def round(self, steps: int) -> float:
-        """One compiled call, as long as the loop's are or longer."""
+        """Compiled calls as long as the loop's are or longer: one, and one more a new epoch."""
         start = time.perf_counter()
         sums = self._runner.run(steps)
         # Reading the loss waits until the device has finished.
@@ -151,8 +151,10 @@ class Cifarflow(Way):
 class KerasFit(Way):
     """Keras `fit` on float32 arrays, as a user writes it.
 
-    A round is an epoch of so many steps, timed from its beginning to its end.  What `fit` does
-    once before the first epoch (the arrays become tensors) is left out.
+    A round is the second of two epochs of so many steps, timed from its beginning to the end of its
+    last step, when its loss is read.  The first is the warm-up, and begins with what `fit` does but
+    once in so many steps: arrays become tensors, their iterator is made and shuffles.  The second
+    goes on with that iterator.
     """
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -163,16 +165,17 @@ class KerasFit(Way):
 
         keras.config.set_dtype_policy(spec["precision"])
         split = load_dataset(spec).train
-        self._images = split.images.astype("float32") / 255
+        most = len(split) // spec["batch_size"]
+        # What fills no batch is left out: it would be a step of another shape.
+        used = slice(most * spec["batch_size"])
+        self._images, self._labels = split.images[used].astype("float32") / 255, split.labels[used]
         if spec["model"] in nets.NORMALISED:
             self._images = (self._images - np.float32(nets.MEAN)) / np.float32(nets.STD)
-        self._labels = split.labels
-        most = len(self._images) // spec["batch_size"]
-        together = self.choose_steps_per_execution(most)
+        # Both epochs of a round draw from one iterator, which ends with the images.
+        together = self.choose_steps_per_execution(max(most // 2, 1))
         model = keras_models.build(spec["model"])
-        schedule = keras.optimizers.schedules.InverseTimeDecay(spec["learning_rate"], 1, 1e-6)
         model.compile(
-            optimizer=keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True),
+            optimizer=keras_models.make_sgd(spec["learning_rate"]),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
             steps_per_execution=together,
@@ -183,9 +186,10 @@ class KerasFit(Way):
             "parameters": sum(int(np.prod(v.shape)) for v in model.trainable_variables),
             "multiple": together,
             "max_steps": most,
+            "warms_up": True,
         }
 
-    def choose_steps_per_execution(self, steps_per_epoch: int) -> int:
+    def choose_steps_per_execution(self, max_steps: int) -> int:
         """Keras's own default."""
         return 1
 
@@ -199,7 +203,7 @@ class KerasFit(Way):
         self._model.train_step = counted
 
     def round(self, steps: int) -> float:
-        """One epoch of `fit`."""
+        """Two epochs of `fit`, the second timed; one the first time, when it is the first step."""
         before, times, losses = self._traces[0], [], []
 
         def note(epoch: int, logs: Any = None) -> None:
@@ -212,7 +216,7 @@ class KerasFit(Way):
             self._labels,
             batch_size=self.spec["batch_size"],
             steps_per_epoch=steps,
-            epochs=1,
+            epochs=2 if before else 1,
             verbose=0,
             callbacks=[
                 self._keras.callbacks.LambdaCallback(on_epoch_begin=note, on_epoch_end=note)
@@ -220,17 +224,17 @@ class KerasFit(Way):
         )
         if before and self._traces[0] > before:
             raise RuntimeError(f"Keras traced its step again, {self._traces[0]} times in all")
-        self.loss = losses[1]
-        return times[1] - times[0]
+        self.loss = losses[-1]
+        return times[-1] - times[-2]
 
 
 class KerasFitSpe(KerasFit):
     """Keras `fit` with steps_per_execution."""
 
-    def choose_steps_per_execution(self, steps_per_epoch: int) -> int:
+    def choose_steps_per_execution(self, max_steps: int) -> int:
         """50, or on a CPU as many as hold 1,600 images: no round is shorter than one call."""
         most = 50 if self.spec["device"] == "gpu" else max(2, 1600 // self.spec["batch_size"])
-        return min(50, most, steps_per_epoch)
+        return min(50, most, max_steps)
 
 
 class TorchEager(Way):
@@ -343,8 +347,7 @@ class JaxJit(Way):
         keras.config.set_dtype_policy(spec["precision"])
         split = load_dataset(spec).train
         model = jax_training.with_block_pooling(keras_models.build(spec["model"]))
-        schedule = keras.optimizers.schedules.InverseTimeDecay(spec["learning_rate"], 1, 1e-6)
-        optimizer: Any = keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True)
+        optimizer: Any = keras_models.make_sgd(spec["learning_rate"])
         if spec["precision"] == "mixed_float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         # Within XLA's loops a CPU has only slow kernels for convolutions: on two cores, batch 32, a
@@ -438,13 +441,18 @@ WAYS: dict[str, type[Way]] = {
 }
 
 
-def make_way(spec: dict[str, Any]) -> Way:
-    """The way that a spec asks for, in a process that has imported no library yet."""
+def make_way(spec: dict[str, Any], known: Mapping[str, type[Way]] = WAYS) -> Way:
+    """The way that a spec asks for, in a process that has imported no library yet.
+
+    Args:
+      spec: see the module; `way` is its name.
+      known: the ways by name, these or those of another module.
+    """
     if spec["way"] != "jax_jit":
         # TensorFlow imports JAX wherever it is installed, for its converter: that would be in the
         # time to the first step and in the memory of ways that do not use it.
         sys.modules["jax"] = None  # type: ignore[assignment]
-    return WAYS[spec["way"]](spec)
+    return known[spec["way"]](spec)
 
 
 if __name__ == "__main__":

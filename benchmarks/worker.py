@@ -104,21 +104,6 @@ class Worker:
         """Runs so many steps and returns their seconds; errors as `ask`."""
         return float(self.ask("round", steps=steps))
 
-    def close(self) -> dict[str, Any]:
-        """Ends the child in peace.
-
-        Returns:
-          Its `peak_rss_bytes`.
-
-        Raises:
-          WorkerError: if it dies otherwise.
-        """
-        answer: dict[str, Any] = self._exchange({"call": "close"})
-        if self._process is not None:
-            self._process.wait(timeout=60)
-        self.__exit__()
-        return answer
-
     def _exchange(self, message: Mapping[str, Any]) -> Any:
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
@@ -188,9 +173,6 @@ def serve(make_way: Callable[[dict[str, Any]], Any]) -> None:
     answer(prepare)
     for line in sys.stdin:
         request = json.loads(line)
-        if request["call"] == "close":
-            answer(lambda: {"peak_rss_bytes": peak_rss_bytes()})
-            break
         answer(lambda: getattr(way, request["call"])(**request["arguments"]))  # noqa: B023
     # Libraries' threads make an orderly end slow and sometimes noisy.
     os._exit(0)

@@ -1,5 +1,6 @@
 """The benchmark suite: its statistics, its workers, its checks, and a quick run of step_time.py."""
 
+import importlib.metadata
 import importlib.util
 import itertools
 import json
@@ -10,7 +11,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny
 from benchmark_suite import BENCHMARKS, ROOT, read
@@ -22,6 +25,7 @@ import step_report
 import step_time
 import ways
 
+from cifarflow.data.splits import Split
 from cifarflow.errors import ConfigError, DataNotFoundError, WorkdirError
 
 
@@ -78,6 +82,11 @@ class Fake:
         (0.01, {"max_steps": 50, "multiple": 30}, 30),
         (3.0, {}, 1),
         (3.0, {"multiple": 7}, 7),
+        # Its steps run twice in a round.
+        (0.01, {"max_steps": 50, "warms_up": True}, 25),
+        (0.01, {"max_steps": 50, "multiple": 10, "warms_up": True}, 20),
+        (0.01, {"max_steps": 1, "warms_up": True}, 1),
+        (0.01, {"warms_up": True}, 100),
     ],
 )
 def test_calibrate(seconds, facts, steps):
@@ -97,6 +106,21 @@ def test_interleaved_rounds_turn_round():
         warm <= count for (_, warm), (_, count) in zip(calls[-18::2], calls[-17::2], strict=True)
     )
     assert found["b"].values == (2, 2, 2)
+
+
+def test_a_way_that_warms_itself_up_is_not_warmed_up_again():
+    calls = []
+    fakes = {"a": Fake(1.0, calls, "a"), "b": Fake(1.0, calls, "b", warms_up=True)}
+    harness.interleave(fakes, rounds=2, seconds_a_round=4.0, settle_seconds=0)
+    # The first call of each finds out how many steps make a round.
+    assert calls[2:] == [("a", 1), ("a", 4), ("b", 4), ("b", 4), ("a", 1), ("a", 4)]
+
+
+def test_bad_rounds():
+    with pytest.raises(ConfigError, match="--seconds_a_round must be a finite number > 0, not 0"):
+        harness.calibrate(Fake(1.0), seconds_a_round=0)
+    with pytest.raises(ConfigError, match="--rounds must be a whole number >= 1, not 0"):
+        harness.interleave({"a": Fake(1.0)}, rounds=0, seconds_a_round=1.0)
 
 
 def test_turns():
@@ -176,16 +200,9 @@ def test_a_worker_answers(child):
         assert worker.round(2) == 0.5
         pid = worker.ask("pid")
         assert is_running(pid)
-        assert worker.close()["peak_rss_bytes"] > 2**20
-        assert not is_running(pid)
-        with pytest.raises(harness.WorkerError, match="ours is not running"):
-            worker.round(1)
-
-
-def test_a_worker_ends_with_its_block(child):
-    with harness.Worker("ours", child, {"answer": 1}) as worker:
-        pid = worker.ask("pid")
     assert not is_running(pid)
+    with pytest.raises(harness.WorkerError, match="ours is not running"):
+        worker.round(1)
 
 
 @pytest.mark.parametrize(
@@ -301,6 +318,12 @@ def test_bad_settings(monkeypatch):
     assert harness.Settings(device="auto").device == "cpu"
 
 
+def test_a_quick_run_takes_few_images():
+    assert harness.Settings().count_examples(32) == 0
+    assert harness.Settings(quick=True).count_examples(32) == 2048
+    assert harness.Settings(quick=True).count_examples(4096) == 4096
+
+
 def test_the_cpu_hides_the_gpus_from_the_workers(monkeypatch):
     import tensorflow as tf
 
@@ -348,11 +371,46 @@ def test_data_are_looked_for_first(tmp_path):
 # The twins
 
 
+def randomise(model):
+    """Gives a net of Keras random biases and statistics, so that each of them counts."""
+    rng = np.random.default_rng(0)
+    for variable in model.weights:
+        shape = tuple(variable.shape)
+        if variable.name == "moving_variance":
+            # Some so small that epsilon counts.
+            variable.assign(rng.uniform(0.01, 1, shape))
+        elif variable.name != "kernel":
+            variable.assign(variable + rng.normal(0, 0.3, shape))
+
+
+def some_pixels(name):
+    """Images of noise [4, 32, 32, 3], uint8, and as the Keras twin of that name takes them."""
+    images = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
+    scaled = images.astype("float32") / 255
+    if name in nets.NORMALISED:
+        scaled = (scaled - np.float32(nets.MEAN)) / np.float32(nets.STD)
+    return images, scaled
+
+
+def assert_close(logits, expected):
+    expected = np.asarray(expected)
+    assert expected.std() > 0.01
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def attributes(model, kind, *names):
+    """These attributes of each layer of a kind, in the order of the net."""
+    return [
+        tuple(getattr(layer, name) for name in names)
+        for layer in model.layers
+        if isinstance(layer, kind)
+    ]
+
+
 @pytest.mark.parametrize("name", nets.NETS)
 def test_the_twins_are_the_same_net(name):
     import keras
     import keras_models
-    import numpy as np
 
     from cifarflow import recipes
     from cifarflow.models.flops import count_flops
@@ -367,6 +425,17 @@ def test_the_twins_are_the_same_net(name):
     assert count(twin.trainable_variables) == count(ours.trainable_variables)
     assert count(twin.variables) == count(ours.variables)
     assert count_flops(twin, training=True) == count_flops(ours, training=True)
+    for kind, names in (
+        (keras.layers.Dropout, ["rate"]),
+        (keras.layers.BatchNormalization, ["momentum", "epsilon", "center", "scale"]),
+    ):
+        assert attributes(twin, kind, *names) == attributes(ours, kind, *names)
+    randomise(ours)
+    for variable, copy in zip(ours.weights, twin.weights, strict=True):
+        assert (copy.name, copy.shape) == (variable.name, variable.shape)
+        copy.assign(variable)
+    images, scaled = some_pixels(name)
+    assert_close(twin(scaled), ours(images.astype("float32")))
     # Plain Keras: nothing of ours may make the peer faster, or slower.
     assert all(type(layer).__module__.startswith("keras.") for layer in twin.layers)
     assert keras.config.dtype_policy().name == "float32"
@@ -391,8 +460,46 @@ def test_the_torch_twins_are_the_same_net(name):
     assert counter.get_total_flops() == 2 * count_flops(ours)
 
 
+# With strides, as resnet has them, PyTorch pads both sides of an image, Keras the far one.
+@pytest.mark.parametrize("name", [name for name in nets.NETS if name != "resnet"])
+def test_the_torch_twins_compute_the_same(name):
+    torch = pytest.importorskip("torch")
+    import keras
+    import keras_models
+    import torch_models
+
+    ours, twin = keras_models.build(name), torch_models.build(name).eval()
+    norms = [m for m in twin if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    found = attributes(ours, keras.layers.BatchNormalization, "momentum", "epsilon")
+    assert [(1 - m.momentum, m.eps) for m in norms] == [pytest.approx(pair) for pair in found]
+    rates = attributes(ours, keras.layers.Dropout, "rate")
+    assert [(m.p,) for m in twin if isinstance(m, torch.nn.Dropout)] == rates
+    randomise(ours)
+    names = {
+        "kernel": "weight",
+        "bias": "bias",
+        "gamma": "weight",
+        "beta": "bias",
+        "moving_mean": "running_mean",
+        "moving_variance": "running_var",
+    }
+    layers = [layer for layer in ours.layers if layer.weights]
+    modules = [m for m in twin if m.state_dict()]
+    for layer, module in zip(layers, modules, strict=True):
+        for variable in layer.weights:
+            value = torch.tensor(np.asarray(variable))
+            if variable.name == "kernel":
+                # Keras: sides, channels, filters; PyTorch: filters, channels, sides.
+                value = value.permute(3, 2, 0, 1) if value.ndim == 4 else value.T
+            getattr(module, names[variable.name]).data.copy_(value)
+    images, scaled = some_pixels(name)
+    with torch.no_grad():
+        logits = twin(torch.tensor(images)).numpy()
+    assert_close(logits, ours(scaled))
+
+
 @pytest.mark.parametrize(
-    ("device", "batch_size", "steps_per_epoch", "together"),
+    ("device", "batch_size", "max_steps", "together"),
     [
         ("cpu", 32, 1250, 50),
         ("cpu", 512, 78, 3),
@@ -402,10 +509,99 @@ def test_the_torch_twins_are_the_same_net(name):
         ("cpu", 8, 1, 1),
     ],
 )
-def test_keras_steps_that_share_a_call(device, batch_size, steps_per_epoch, together):
+def test_keras_steps_that_share_a_call(device, batch_size, max_steps, together):
     way = object.__new__(ways.KerasFitSpe)
     way.spec = {"device": device, "batch_size": batch_size}
-    assert way.choose_steps_per_execution(steps_per_epoch) == together
+    assert way.choose_steps_per_execution(max_steps) == together
+
+
+@pytest.fixture
+def make_fit(monkeypatch):
+    """Makes a way of Keras `fit` on so many images in batches of 4; its net has nothing to do.
+
+    The first pixel of an image is its number.
+    """
+
+    def make(cls, count):
+        images = np.zeros((count, 32, 32, 3), np.uint8)
+        images[:, 0, 0, 0] = range(count)
+        train = Split(images, np.arange(count, dtype=np.int32) % 10)
+        monkeypatch.setattr(ways, "load_dataset", lambda spec: SimpleNamespace(train=train))
+        sizes = {"model": nets.EMPTY, "batch_size": 4, "device": "cpu"}
+        return cls({**sizes, "precision": "float32", "learning_rate": 0.01})
+
+    return make
+
+
+def test_a_round_of_keras_is_the_second_of_two_epochs(make_fit, monkeypatch):
+    way, asked = make_fit(ways.KerasFit, 22), []
+    # Two images fill no batch.
+    assert (way.facts["max_steps"], way.facts["warms_up"]) == (5, True)
+
+    def fit(images, labels, *, callbacks, epochs, steps_per_epoch, **_):
+        assert len(images) == len(labels) == 20
+        asked.append((epochs, steps_per_epoch))
+        way._traces[0] = 1
+        for epoch in range(epochs):
+            callbacks[0].on_epoch_begin(epoch)
+            callbacks[0].on_epoch_end(epoch, {"loss": 10.0 + epoch})
+
+    way._model.fit = fit
+    # Begin and end of each epoch.
+    clock = iter([0, 1, 10, 12, 15, 19])
+    monkeypatch.setattr(ways, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    # The first round is the first step, which there is but once.
+    assert (way.round(1), way.loss) == (1, 10)
+    assert (way.round(2), way.loss) == (4, 11)
+    assert asked == [(1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("cls", "count", "steps"),
+    [
+        (ways.KerasFit, 40, 5),
+        (ways.KerasFit, 43, 3),
+        # Each epoch is all that there is.
+        (ways.KerasFit, 6, 1),
+        (ways.KerasFitSpe, 40, 5),
+        (ways.KerasFitSpe, 19, 2),
+    ],
+)
+def test_rounds_of_keras(make_fit, cls, count, steps):
+    way = make_fit(cls, count)
+    together = way.facts["multiple"]
+    assert together == (steps if cls is ways.KerasFitSpe else 1)
+    # Images that run out would be a warning, and that an error here.
+    for asked in (together, steps, steps):
+        assert way.round(asked) > 0
+        assert np.isfinite(way.loss)
+    assert int(way._model.optimizer.iterations) == together + 4 * steps
+
+
+def test_both_epochs_of_a_round_have_one_iterator(make_fit):
+    way, drawn = make_fit(ways.KerasFit, 40), []
+    train_step = way._model.train_step
+
+    def noted(data):
+        drawn.extend(np.rint(255 * data[0].numpy()[:, 0, 0, 0]).astype(int).tolist())
+        return train_step(data)
+
+    way._model.run_eagerly, way._model.train_step = True, noted
+    # As if it were not the first round, and this is not traced.
+    way._traces = [1]
+    way.round(5)
+    # Another iterator would have drawn some images again.
+    assert sorted(drawn) == list(range(40))
+    assert drawn != sorted(drawn)
+
+
+def test_a_round_of_keras_that_is_traced_again_is_an_error(make_fit):
+    way = make_fit(ways.KerasFit, 20)
+    for _ in range(2):
+        way.round(1)
+    way._model.make_train_function(force=True)
+    with pytest.raises(RuntimeError, match=r"^Keras traced its step again, \d+ times in all$"):
+        way.round(1)
 
 
 def test_torch_draws_every_image_once_an_epoch():
@@ -472,6 +668,18 @@ def test_no_commit(tmp_path, monkeypatch):
     assert harness.environment()["commit"] == "unknown"
 
 
+def test_versions_of_what_is_installed(monkeypatch):
+    def version(package):
+        if package == "torch":
+            raise importlib.metadata.PackageNotFoundError
+        return f"1.0 of {package}"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    versions = harness.environment()["versions"]
+    assert list(versions) == ["python", "tensorflow", "keras", "numpy", "jax", "jaxlib"]
+    assert versions["jaxlib"] == "1.0 of jaxlib"
+
+
 # Starts and rounds, without processes
 
 
@@ -479,6 +687,7 @@ class FakeWorker(Fake):
     """A worker whose starts take longer and longer; the last of each is the one that is asked."""
 
     started, running, loss = (), 0, 1.5
+    parameters = {}  # noqa: RUF012
 
     def __init__(self, name, script, spec):
         cls = type(self)
@@ -488,7 +697,8 @@ class FakeWorker(Fake):
         if spec["way"] == "gemm":
             self.facts["flops_per_step"] = 1e9
         else:
-            self.facts |= {"parameters": 7, "flops_per_image": 1e6, "jit_compile": False}
+            self.facts |= {"flops_per_image": 1e6, "jit_compile": False}
+            self.facts["parameters"] = self.parameters.get(spec["way"], 7)
 
     def __enter__(self):
         type(self).running += 1
@@ -559,6 +769,70 @@ def test_a_way_that_does_not_train(measure, monkeypatch, loss):
     with pytest.raises(RuntimeError, match=f"^{line}$"):
         measure()
     assert FakeWorker.running == 0
+
+
+def test_the_ways_must_train_the_same_net(measure, monkeypatch):
+    monkeypatch.setattr(FakeWorker, "parameters", {"keras_fit_spe": 8})
+    line = "these are not the same net, by their trainable parameters: "
+    counts = dict(zip(NAMES, (7, 7, 8), strict=False))
+    with pytest.raises(RuntimeError, match=f"^{re.escape(line + str(counts))}$"):
+        measure()
+    assert FakeWorker.running == 0
+
+
+def test_the_peak_is_the_best_round_of_gemm(measure, monkeypatch):
+    # In the first round the machine was slow when it was the products' turn.
+    def interleave(workers, **_):
+        gemm, training = samples(0.5, 0.25), samples(0.01, 0.01)
+        return {key: gemm if key[0] == "gemm" else training for key in workers}
+
+    monkeypatch.setattr(harness, "interleave", interleave)
+    result = measure()
+    # Steps of 32 images at a MFLOP each are 3.2 GFLOP/s; products of a GFLOP are 2 and 4.
+    for row in result["ways"]:
+        assert row["share_of_gemm_peak"]["values"] == pytest.approx([0.8, 0.8])
+    text = step_report.describe(result)
+    assert "GEMM peak 4 GFLOP/s in float32." in text
+    assert text.count("80.0 %") == 3
+
+
+# Ratios
+
+
+def row(way, precision, *seconds):
+    label = step_report.label(way, precision)
+    took = samples(*seconds).to_json()
+    return {"way": way, "precision": precision, "label": label, "seconds_a_step": took}
+
+
+def bests(rows):
+    ratios = step_report.ratios(rows, {"keras": ("fit", "spe"), "torch": ("eager",)})
+    return {
+        (ratio["ours"], ratio["against"]): (ratio["is"], ratio["ratio"]["values"])
+        for ratio in ratios
+        if "is" in ratio
+    }
+
+
+def test_the_best_of_a_peer_is_of_the_same_precision_or_says_that_it_is_of_any():
+    ours = [row("cifarflow", "float32", 1.0, 2.0), row("cifarflow", "mixed_bfloat16", 1.0, 1.0)]
+    keras = [
+        row("fit", "float32", 6.0, 6.0),
+        row("spe", "float32", 4.0, 6.0),
+        row("fit", "mixed_bfloat16", 3.0, 3.0),
+        row("spe", "mixed_bfloat16", 2.0, 2.0),
+    ]
+    found = bests([*ours, *keras, row("eager", "float32", 8.0, 8.0)])
+    assert found == {
+        ("cifarflow float32", "best of keras in float32"): ("spe float32", [4, 3]),
+        ("cifarflow float32", "best of keras in any precision"): ("spe bfloat16", [2, 1]),
+        ("cifarflow float32", "best of torch"): ("eager float32", [8, 4]),
+        ("cifarflow bfloat16", "best of keras in bfloat16"): ("spe bfloat16", [2, 2]),
+        ("cifarflow bfloat16", "best of keras in any precision"): ("spe bfloat16", [2, 2]),
+        # There is none in bfloat16.
+        ("cifarflow bfloat16", "best of torch in any precision"): ("eager float32", [8, 8]),
+    }
+    assert bests(ours) == {}
 
 
 # The script

@@ -2,11 +2,14 @@
 
 import functools
 import importlib
+import importlib.util
+import json
 import re
 import sys
 
 import benchmark_suite  # noqa: F401
 import pytest
+import tiny
 from absl import flags
 from absl.testing import flagsaver
 
@@ -34,6 +37,13 @@ def call(here, monkeypatch, capfd):
     import tensorflow as tf
 
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [])
+    find_spec = importlib.util.find_spec
+    # Of the peers one is not there, whatever this machine has.
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, package=None: None if name == "torch" else find_spec(name, package),
+    )
     # Flags are of the whole process: another script's may have the same names.
     for kind in ("boolean", "enum", "float", "integer", "string"):
         define = functools.partial(getattr(flags, f"DEFINE_{kind}"), allow_override=True)
@@ -71,6 +81,11 @@ def settings_and_plan(call, script, *words):
 BAD = [
     ("step_time", "--models=lab_mlp,vgg", "--models must be one of lab_mlp, .*, not 'vgg'"),
     ("step_time", "--compare=caffe", "--compare must be one of none, all, .*, not 'caffe'"),
+    (
+        "step_time",
+        "--compare=keras,torch",
+        r'--compare=keras,torch: torch is not installed: pip install "\.\[compare\]"',
+    ),
     ("step_time", "--batch_sizes=0", "--batch_sizes must be a whole number >= 1, not 0"),
     ("step_time", "--starts=0", "--starts must be a whole number >= 1, not 0"),
     ("step_time", "--starts=x", "flag --starts=x: .*'x'"),
@@ -129,3 +144,28 @@ def test_quick_defaults(call):
     assert plan.models == ("lab_cnn", "lab_mlp")
     for script in ("input_pipeline", "memory"):
         assert settings_and_plan(call, script, "--quick")[0].rounds == 2
+
+
+@pytest.mark.parametrize(
+    ("script", "report", "flag"),
+    [
+        ("step_time", "step_report", "--models=lab_mlp,lab_cnn"),
+        ("input_pipeline", "input_report", "--batch_sizes=8,16"),
+    ],
+)
+def test_an_error_loses_nothing_of_what_was_measured(call, here, monkeypatch, script, report, flag):
+    results = iter([{"first": 1}])
+
+    def measure(*_, **__):
+        for result in results:
+            return result
+        raise harness.WorkerError("the second worker died")
+
+    module = importlib.import_module(script)
+    monkeypatch.setattr(module, "measure", measure)
+    monkeypatch.setattr(importlib.import_module(report), "describe", str)
+    monkeypatch.setattr(harness, "load_images", lambda *_: tiny.dataset())
+    code, out, err = call(script, flag, "--json=figures.json")
+    assert (code, err) == (2, "error: the second worker died\n")
+    assert "{'first': 1}" in out
+    assert json.loads((here / "figures.json").read_text())["results"] == [{"first": 1}]

@@ -1,10 +1,12 @@
 """benchmarks/input_pipeline.py and memory.py: what their ways do, what they say, quick runs."""
 
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_suite import read
+from benchmark_suite import BENCHMARKS, read
 
 # isort: split
 import harness
@@ -120,6 +122,18 @@ def test_the_copy_is_one(make_way, images):
     for steps, last in ((1, 0), (1, 1), (4, 2)):
         assert way.round(steps) > 0
         np.testing.assert_array_equal(way.batch, images[last * BATCH : (last + 1) * BATCH])
+
+
+@pytest.mark.parametrize("script", ["ways", "input_ways", "memory_ways"])
+def test_no_way_has_jax_in_its_memory(script, monkeypatch):
+    served = []
+    monkeypatch.setattr(worker, "serve", served.append)
+    runpy.run_path(str(BENCHMARKS / f"{script}.py"), run_name="__main__")
+    (make_way,) = served
+    # TensorFlow imports it where it is installed.
+    monkeypatch.setitem(sys.modules, "jax", "jax")
+    make_way.__globals__["WAYS"]["mine"] = lambda spec: sys.modules["jax"]
+    assert make_way({"way": "mine"}) is None
 
 
 def test_resident_memory():

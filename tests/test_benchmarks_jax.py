@@ -186,8 +186,9 @@ class Checks:
     def round(self, steps):
         return 0.0
 
-    def tensorflow(self):
-        return "tensorflow" in sys.modules
+    def modules(self, spec):
+        ways.JaxJit(spec)
+        return [name for name in ("jax", "tensorflow") if name in sys.modules]
 
     def save_steps(self, path, steps):
         model = keras_models.build("lab_mlp")
@@ -255,12 +256,13 @@ worker.serve(Checks)
 
 
 @pytest.fixture(scope="module")
-def checks(tmp_path_factory):
+def checks(tmp_path_factory, cache):
     """A worker that has the parts in its hands."""
     path = tmp_path_factory.mktemp("checks") / "child.py"
     path.write_text(CHILD.format(path=str(benchmark_suite.BENCHMARKS)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(benchmark_suite.ROOT))
+        patch.setenv("CIFARFLOW_CACHE", str(cache))
         with worker_module.Worker("checks", path, {}) as worker:
             yield worker
 
@@ -338,4 +340,4 @@ def test_only_pooling_is_replaced(checks):
 
 @needs_jax
 def test_no_tensorflow_beside_jax(checks):
-    assert not checks.ask("tensorflow")
+    assert checks.ask("modules", spec=SPEC) == ["jax"]

@@ -644,9 +644,9 @@ def test_batches_are_drawn_from_their_own_arrays(monkeypatch):
     # Those of a copy would come to a GPU a second time.
     drawn_by, draw = [], cifarflow.ArrayBatches.draw
 
-    def noted(self, *args):
+    def noted(self, *args, **kwargs):
         drawn_by.append(self)
-        return draw(self, *args)
+        return draw(self, *args, **kwargs)
 
     monkeypatch.setattr(cifarflow.ArrayBatches, "draw", noted)
     batches = tiny.batches(augment=make_augment("flip"))
