@@ -308,7 +308,7 @@ CHANGES = [
     {"batch_size": 16},
     {"epochs": 2},
     {"learning_rate": 0.02},
-    {"learning_rate_examples": 4},
+    {"learning_rate_examples": 3},
     {"learning_rate_scales": {"bias": 3}},
     {"optimizer": "muon", **SMALL_CNN},
     {"optimizer": "muon", "muon_momentum": 0.9, **SMALL_CNN},
