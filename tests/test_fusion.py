@@ -120,6 +120,7 @@ HALF = {
 
 @pytest.mark.parametrize("name", HALF)
 def test_half_precision_is_as_near_as_half_precision_gets(name):
+    keras.utils.set_random_seed(0)
     exact_model, model = (HALF[name](dtype_policy=p) for p in ("float32", "mixed_bfloat16"))
     rng = np.random.default_rng(0)
     for variable, other in zip(exact_model.variables, model.variables, strict=True):
@@ -137,8 +138,10 @@ def test_half_precision_is_as_near_as_half_precision_gets(name):
             pairs = zip([found[0], *found[1]], [outputs, *gradients], strict=True)
             sums += [np.sum((a - b) ** 2, dtype=np.float64) for a, b in pairs]
     ratios = dict(zip(names, np.sqrt(errors[1] / errors[0]), strict=True))
-    # The fused pass rounds less often than Keras's, never much more.
-    assert not {name: ratio for name, ratio in ratios.items() if not ratio < 1.5}
+    # The fused pass rounds less often than Keras's, never much more.  In a whole model rounding
+    # decides which pixel some pool takes, and thereby all gradients before it.
+    most = 2.5 if name in MODELS else 1.2
+    assert not {name: ratio for name, ratio in ratios.items() if not ratio < most}
 
 
 def inferred(model, images, fused):
