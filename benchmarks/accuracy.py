@@ -5,7 +5,7 @@
 
 A recipe's curve is of images held out of its training set, a tenth if it holds out none itself, and
 is evaluated outside the clock without test-time augmentation.  The test set is read once a run, at
-its end, as the recipe has it.
+its end, as the recipe has it.  The files of --json and --plot are written after each seed.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from cifarflow import cli
 # isort: split
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import harness
 import trial_report
 import trial_runs
-import trial_statistics
 from absl import flags
 
 from cifarflow.data.splits import Dataset
 from cifarflow.errors import check_int
-from cifarflow.recipes import Recipe
-from cifarflow.trials import TIMING_RULE
+from cifarflow.evaluation.statistics import summarise
+from cifarflow.recipes.recipe import Recipe
+from cifarflow.trials import TIMING_RULE, Trial, Trials
 
 FLAGS = flags.FLAGS
 
@@ -93,12 +93,18 @@ def plan_from_flags(settings: harness.Settings) -> Plan:
     )
 
 
-def measure(plan: Plan, sets: Sequence[Dataset]) -> dict[str, Any]:
+def measure(
+    plan: Plan,
+    sets: Sequence[Dataset],
+    *,
+    keep: Callable[[dict[str, Any]], object] = lambda result: None,
+) -> dict[str, Any]:
     """Runs everything.
 
     Args:
       plan: what to run.
       sets: the images of each recipe.
+      keep: is called with the figures so far after each seed but the last.
 
     Returns:
       The figures, as they go into the JSON file.
@@ -113,18 +119,28 @@ def measure(plan: Plan, sets: Sequence[Dataset]) -> dict[str, Any]:
             for name, each in trials.items()
         },
         seeds=plan.seeds,
+        keep=lambda found: keep(_result(trials, found, sets, is_complete=False)),
     )
+    return _result(trials, found, sets, is_complete=True)
+
+
+def _result(
+    trials: Mapping[str, Trials],
+    found: Mapping[str, Sequence[Trial]],
+    sets: Sequence[Dataset],
+    *,
+    is_complete: bool,
+) -> dict[str, Any]:
+    """The figures of the runs that there are, which are as many of each recipe."""
     rows = []
     for (name, each), dataset in zip(trials.items(), sets, strict=True):
         runs = found[name]
         summaries = {
-            figure: dataclasses.asdict(
-                trial_statistics.summarise([getattr(run, figure) for run in runs])
-            )
+            figure: dataclasses.asdict(summarise([getattr(run, figure) for run in runs]))
             for figure in ("accuracy", "seconds")
         }
         rows.append({**trial_runs.to_json(each, runs, dataset), **summaries})
-    return {"timing_rule": TIMING_RULE, "recipes": rows}
+    return {"timing_rule": TIMING_RULE, "complete": is_complete, "recipes": rows}
 
 
 def main() -> None:
@@ -140,16 +156,19 @@ def main() -> None:
         f"{trial_runs.describe_reading(sets, read='test')}",
     )
     print(f"{TIMING_RULE}\n", flush=True)
-    result = measure(plan, sets)
+
+    def write(result: dict[str, Any]) -> None:
+        def draw(path: pathlib.Path, about: str) -> None:
+            # Plotting is loaded here: whoever wants no picture does not wait for it.
+            import trial_plots
+
+            trial_plots.draw_curves(result, path, about=about)
+
+        harness.write_outputs(settings, {**record, "result": result}, draw=draw)
+
+    result = measure(plan, sets, keep=write)
     print("\n" + trial_report.describe_accuracy(result), flush=True)
-
-    def draw(path: pathlib.Path, about: str) -> None:
-        # Plotting is loaded here: whoever wants no picture does not wait for it.
-        import trial_plots
-
-        trial_plots.draw_curves(result, path, about=about)
-
-    harness.write_outputs(settings, {**record, "result": result}, draw=draw)
+    write(result)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from absl import flags
 
 from cifarflow.errors import ConfigError, check_choice, check_int
 from cifarflow.optimizers.precision import PRECISIONS
-from cifarflow.recipes import RECIPES
+from cifarflow.recipes.named import RECIPES
 
 FLAGS = flags.FLAGS
 # Growth is counted from the end of this epoch on.

@@ -22,10 +22,11 @@ import keras
 import keras_models
 from absl import flags
 
-from cifarflow import recipes
 from cifarflow.data.splits import Dataset
 from cifarflow.device import describe_device
 from cifarflow.errors import check_int
+from cifarflow.recipes import build, named
+from cifarflow.recipes.recipe import Recipe
 
 FLAGS = flags.FLAGS
 cli.define_recipe_flags("lab_mlp")
@@ -36,11 +37,11 @@ flags.DEFINE_integer("seeds", 1, "runs, with seeds --seed, --seed+1, ...")
 def main() -> None:
     recipe = cli.recipe_from_flags()
     count = check_int("--seeds", FLAGS.seeds)
-    dataset = recipes.load_recipe_data(recipe, data_dir=FLAGS.data_dir)
-    recipe = recipes.resolve(recipe, dataset)
+    dataset = build.load_recipe_data(recipe, data_dir=FLAGS.data_dir)
+    recipe = build.resolve(recipe, dataset)
     results = []
     for seed in range(recipe.seed, recipe.seed + count):
-        results.append(fit(recipes.get_recipe(recipe, seed=seed), dataset))
+        results.append(fit(named.get_recipe(recipe, seed=seed), dataset))
         print(json.dumps(results[-1]), flush=True)
     accuracies = [result["test_accuracy"] for result in results]
     print(
@@ -50,13 +51,13 @@ def main() -> None:
     )
 
 
-def fit(recipe: recipes.Recipe, dataset: Dataset) -> dict[str, Any]:
+def fit(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     """Trains and evaluates as the notebook does."""
     # Only the model is seeded.  After `keras.utils.set_random_seed`, `fit` (Keras 3.15) shuffles
     # arrays into the same order in every epoch, which the notebook did not.
     classes = dataset.num_classes
     # The builder scales 0..255 itself, so the notebook's division by 255 is undone in its input.
-    inner = recipes.build_model(recipe, image_shape=dataset.image_shape, num_classes=classes)
+    inner = build.build_model(recipe, image_shape=dataset.image_shape, num_classes=classes)
     inputs = keras.Input(dataset.image_shape)
     outputs = keras.layers.Softmax(dtype="float32")(inner(inputs * 255.0))
     model = keras.Model(inputs, outputs)

@@ -8,7 +8,8 @@
 Each recipe is compiled once, and the one step serves all its runs.  With --compare both run in
 turn, seed by seed, and Welch's test says which is faster and which is more accurate, or that the
 runs are too few to say.  The test set is read once a run, at its end; with --tune it is not read at
-all, and accuracy is that of images held out of the training set.
+all, and accuracy is that of images held out of the training set.  The files of --json and --plot
+are written after each seed: whoever interrupts a long comparison keeps what it has measured.
 
 `--compare=notebook` is the lab's final model the notebook's way: Keras `fit` in float32.  Between
 our runs a process of its own runs some of its steps, whose time is multiplied by those of its 25
@@ -38,8 +39,10 @@ from absl import flags
 
 from cifarflow.data.splits import Dataset
 from cifarflow.errors import ConfigError, check_float
-from cifarflow.recipes import RECIPES, Recipe
-from cifarflow.trials import TIMING_RULE, Trial
+from cifarflow.evaluation.statistics import summarise
+from cifarflow.recipes.named import RECIPES
+from cifarflow.recipes.recipe import Recipe
+from cifarflow.trials import TIMING_RULE, Trial, Trials
 
 FLAGS = flags.FLAGS
 NOTEBOOK = "notebook"
@@ -219,13 +222,21 @@ class Notebook:
         return {"seconds": found["fit_seconds"], "accuracy": found["test_accuracy"]}
 
 
-def measure(plan: Plan, settings: harness.Settings, sets: Sequence[Dataset]) -> dict[str, Any]:
+def measure(
+    plan: Plan,
+    settings: harness.Settings,
+    sets: Sequence[Dataset],
+    *,
+    keep: Callable[[dict[str, Any]], object] = lambda result: None,
+) -> dict[str, Any]:
     """Runs everything.
 
     Args:
       plan: what to run.
       settings: the flags of all benchmarks.
       sets: the images of each recipe.
+      keep: is called with the figures so far after each seed but the last, and before the full run
+        of the notebook's way.
 
     Returns:
       The figures, as they go into the JSON file.
@@ -237,30 +248,53 @@ def measure(plan: Plan, settings: harness.Settings, sets: Sequence[Dataset]) -> 
     runs: dict[str, Callable[[int], Any]] = {
         name: trial_runs.run_with(each) for name, each in trials.items()
     }
-    notebook = full = None
+    notebook = None
     examples = plan.recipes[0].limit_examples
+
+    def result_of(
+        found: Mapping[str, Sequence[Any]],
+        *,
+        full: Mapping[str, float] | None = None,
+        is_complete: bool = False,
+    ) -> dict[str, Any]:
+        result: dict[str, Any] = {
+            "timing_rule": TIMING_RULE,
+            "complete": is_complete,
+            **_compared(plan, trials, found, sets),
+            "notebook": None,
+        }
+        if notebook is not None:
+            seconds = [run.seconds for run in found[plan.recipes[0].name]]
+            result["notebook"] = _notebook(notebook, found[NOTEBOOK], seconds, full)
+        return result
+
     with contextlib.ExitStack() as stack:
         if plan.notebook:
             print(f"starting {NOTEBOOK_RECIPE.name} the notebook's way", file=sys.stderr)
             notebook = Notebook(sets[0], settings, examples=examples)
             runs[NOTEBOOK] = notebook.start(stack)
-        found = trial_runs.run_in_turn(runs, seeds=plan.seeds)
+        found = trial_runs.run_in_turn(
+            runs, seeds=plan.seeds, keep=lambda found: keep(result_of(found))
+        )
+    full = None
     if notebook is not None and plan.notebook_full:
+        keep(result_of(found))
         full = notebook.run()
+    return result_of(found, full=full, is_complete=True)
+
+
+def _compared(
+    plan: Plan,
+    trials: Mapping[str, Trials],
+    found: Mapping[str, Sequence[Any]],
+    sets: Sequence[Dataset],
+) -> dict[str, Any]:
+    """The figures of each recipe, and what can be said of two."""
     rows = []
     for (name, each), dataset in zip(trials.items(), sets, strict=True):
         row = trial_runs.to_json(each, found[name], dataset)
         rows.append({**row, **_figures(found[name], bar=plan.bar or bar_of(name))})
-    result: dict[str, Any] = {
-        "timing_rule": TIMING_RULE,
-        "recipes": rows,
-        "verdicts": _verdicts({row["name"]: found[row["name"]] for row in rows}),
-        "notebook": None,
-    }
-    if notebook is not None:
-        seconds = [run.seconds for run in found[plan.recipes[0].name]]
-        result["notebook"] = _notebook(notebook, found[NOTEBOOK], seconds, full)
-    return result
+    return {"recipes": rows, "verdicts": _verdicts({name: found[name] for name in trials})}
 
 
 def bar_of(name: str) -> float | None:
@@ -272,8 +306,8 @@ def _figures(runs: Sequence[Trial], *, bar: float | None) -> dict[str, Any]:
     accuracies = [run.accuracy for run in runs]
     reached = None if bar is None else sum(accuracy >= bar for accuracy in accuracies) / len(runs)
     return {
-        "accuracy": dataclasses.asdict(trial_statistics.summarise(accuracies)),
-        "seconds": dataclasses.asdict(trial_statistics.summarise([run.seconds for run in runs])),
+        "accuracy": dataclasses.asdict(summarise(accuracies)),
+        "seconds": dataclasses.asdict(summarise([run.seconds for run in runs])),
         "bar": bar,
         "share_that_reach_it": reached,
     }
@@ -335,16 +369,19 @@ def main() -> None:
         f"{trial_runs.describe_reading(sets, read=plan.read)}",
     )
     print(f"{TIMING_RULE}\n", flush=True)
-    result = measure(plan, settings, sets)
+
+    def write(result: dict[str, Any]) -> None:
+        def draw(path: pathlib.Path, about: str) -> None:
+            # Plotting is loaded here: whoever wants no picture does not wait for it.
+            import trial_plots
+
+            trial_plots.draw_runs(result, path, about=about)
+
+        harness.write_outputs(settings, {**record, "result": result}, draw=draw)
+
+    result = measure(plan, settings, sets, keep=write)
     print("\n" + trial_report.describe(result), flush=True)
-
-    def draw(path: pathlib.Path, about: str) -> None:
-        # Plotting is loaded here: whoever wants no picture does not wait for it.
-        import trial_plots
-
-        trial_plots.draw_runs(result, path, about=about)
-
-    harness.write_outputs(settings, {**record, "result": result}, draw=draw)
+    write(result)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,8 @@ _LOOKS = tuple(
 )
 # Times that differ by more would press the shorter curves against the edge.
 _MOST_LINEAR = 10
+# Letters, of which a line of the legend would not hold more.
+_LONG_NAME = 45
 # Between two marks of an axis.
 _STEPS = [1, 2, 5, 10]
 
@@ -181,8 +183,6 @@ def draw_curves(result: dict[str, Any], path: pathlib.Path, *, about: str) -> Fi
             axes.plot(*ends.T, marker, color=colour, markersize=4, alpha=0.45)
             last = [seconds[:, -1].mean(), accuracies[:, -1].mean()]
             axes.plot(*zip(last, ends.mean(0), strict=True), ":", color=colour, linewidth=1)
-            end = row["accuracy"]
-            spread = "" if end["deviation"] is None else f" ± {end['deviation']:.4f}"
             axes.plot(
                 *ends.mean(0),
                 marker=marker,
@@ -192,8 +192,7 @@ def draw_curves(result: dict[str, Any], path: pathlib.Path, *, about: str) -> Fi
                 markeredgecolor="white",
                 markeredgewidth=1.2,
                 zorder=5,
-                label=f"{row['name']}: test {end['mean']:.4f}{spread} after "
-                f"{row['seconds']['mean']:,.1f} s (n = {len(row['runs'])})",
+                label=_label_curve(row),
             )
         axes.set_xlabel("seconds: lines, of training; marks, with whitening and final evaluation")
         axes.set_ylabel("accuracy")
@@ -201,14 +200,31 @@ def draw_curves(result: dict[str, Any], path: pathlib.Path, *, about: str) -> Fi
         axes.yaxis.set_major_locator(MaxNLocator(8, steps=_STEPS))
         figure.legend(loc="outside lower center", ncols=1, handlelength=4)
         figure.suptitle(f"Accuracy against time, {about}")
+        several = len(recipes[0]["runs"]) > 1
         axes.set_title(
-            "lines: held-out images, the mean over seeds and each seed; marks: test images",
+            "lines: held-out images, the mean over seeds and each seed; marks: test images, "
+            "± standard deviation"
+            if several
+            else "line: held-out images; mark: test images",
             fontsize=9,
             fontweight="normal",
             color=MUTED,
         )
         _save(figure, path)
     return figure
+
+
+def _label_curve(row: dict[str, Any]) -> str:
+    """What a recipe came to, for the legend: what is held out for the curve is not trained on."""
+    end = row["accuracy"]
+    spread = "" if end["deviation"] is None else f" ± {end['deviation']:.4f}"
+    text = (
+        f"test {end['mean']:.4f}{spread} after {row['seconds']['mean']:,.1f} s "
+        f"(n = {len(row['runs'])}), trained on {row['examples']['train']:,} images"
+    )
+    # A variant goes by a name that may be as long as a line.
+    gap = "\n" if len(row["name"]) > _LONG_NAME else " "
+    return f"{row['name']}:{gap}{text}"
 
 
 def _scale_seconds(axes: Axes, seconds: Sequence[float]) -> None:

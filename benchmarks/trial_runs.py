@@ -22,7 +22,9 @@ import harness
 from cifarflow import cli
 from cifarflow.data.splits import Dataset, Split
 from cifarflow.errors import ConfigError, check_choice, check_int, check_seed
-from cifarflow.recipes import RECIPES, Recipe, get_recipe, load_recipe_data
+from cifarflow.recipes.build import load_recipe_data
+from cifarflow.recipes.named import RECIPES, get_recipe
+from cifarflow.recipes.recipe import Recipe
 from cifarflow.reporting.progress import Progress
 from cifarflow.trials import Trial, Trials
 
@@ -203,7 +205,10 @@ def run_with(trials: Trials, *, curve_epochs: float = 0.0) -> Callable[[int], Tr
 
 
 def run_in_turn(
-    ways: Mapping[str, Callable[[int], Result]], *, seeds: Iterable[int]
+    ways: Mapping[str, Callable[[int], Result]],
+    *,
+    seeds: Iterable[int],
+    keep: Callable[[dict[str, list[Result]]], object] | None = None,
 ) -> dict[str, list[Result]]:
     """Runs each way with the first seed, then each with the next; every second time in reverse.
 
@@ -212,15 +217,20 @@ def run_in_turn(
     Args:
       ways: functions of the seed, by name.
       seeds: the seeds.
+      keep: is called with what there is after each seed but the last, so that an interrupt, or an
+        error in the next one, loses nothing.
 
     Returns:
       What each way returned, seed by seed.
     """
     seeds = list(seeds)
     found: dict[str, list[Result]] = {name: [] for name in ways}
-    for seed, names in zip(seeds, harness.in_turn(ways, rounds=len(seeds)), strict=True):
+    turns = zip(seeds, harness.in_turn(ways, rounds=len(seeds)), strict=True)
+    for done, (seed, names) in enumerate(turns, start=1):
         for name in names:
             found[name].append(ways[name](seed))
+        if keep is not None and done < len(seeds):
+            keep(found)
     return found
 
 

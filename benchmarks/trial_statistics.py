@@ -1,11 +1,10 @@
-"""Whether two recipes differ, or their runs do so by chance: means, intervals and Welch's test.
+"""Whether two recipes differ, or their runs do so by chance: Welch's test, and what it says.
 
-    found = summarise([25.1, 24.8, 25.6])
-    print(found.mean, found.deviation, found.interval)
     print(compare({"ours": [25.1, 24.8, 25.6], "theirs": [31.0, 30.2, 30.9]}, SECONDS).sentence)
 
 Every interval is of 95 %, every test is two-sided and at the level of 5 %.  Both take the runs for
-independent draws of a normal distribution, as runs that differ in their seed about are.
+independent draws of a normal distribution, as runs that differ in their seed about are.  What the
+runs of one recipe come to is `cifarflow.evaluation.statistics.summarise`.
 """
 
 from __future__ import annotations
@@ -16,79 +15,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import tensorflow as tf
+from cifarflow.evaluation.statistics import LEVEL, student_quantile, student_tail
 
-LEVEL = 0.05
 # How likely a test is to find a difference that is there, in `Verdict.runs_needed`.
 _POWER = 0.8
 _MOST_RUNS = 10_000
-
-
-def student_tail(t: float, degrees: float) -> float:
-    """The probability that Student's t is as far from 0 as `t`, on either side, or farther.
-
-    Args:
-      t: any number; of an infinite one the probability is 0.
-      degrees: the degrees of freedom, above 0; need not be whole.
-
-    Returns:
-      The two-sided p, 0..1.
-
-    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.1 and 26.5.27.
-    """
-    # In float64, which not every GPU kernel has.
-    with tf.device("CPU"):
-        x = tf.constant(degrees / (degrees + t * t), tf.float64)
-        half = tf.constant(0.5, tf.float64)
-        return float(tf.math.betainc(tf.constant(degrees / 2, tf.float64), half, x))
-
-
-def student_quantile(tail: float, degrees: float) -> float:
-    """The t at which `student_tail` is `tail`: for 0.05 that of a 95 % interval.
-
-    Args:
-      tail: the two-sided probability, above 0, at most 1.
-      degrees: the degrees of freedom, above 0.
-    """
-    low, high = 0.0, 1.0
-    while student_tail(high, degrees) > tail:
-        low, high = high, 2 * high
-    # A double has 53 bits: the interval has no number inside by then.
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if student_tail(middle, degrees) > tail else (low, middle)
-    return (low + high) / 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """What runs came to together.
-
-    Attributes:
-      n: how many runs.
-      mean: their mean.
-      deviation: their standard deviation, of a sample (n - 1); None for one run.
-      interval: the 95 % confidence interval of the mean; None for one run.
-    """
-
-    n: int
-    mean: float
-    deviation: float | None
-    interval: tuple[float, float] | None
-
-
-def summarise(values: Sequence[float]) -> Summary:
-    """Mean, standard deviation and confidence interval of the mean.
-
-    Args:
-      values: one a run, at least one.
-    """
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return Summary(len(values), mean, None, None)
-    deviation = statistics.stdev(values)
-    half = student_quantile(LEVEL, len(values) - 1) * deviation / math.sqrt(len(values))
-    return Summary(len(values), mean, deviation, (mean - half, mean + half))
 
 
 class Welch(NamedTuple):

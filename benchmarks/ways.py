@@ -65,15 +65,15 @@ def get_recipe(model: str, dataset: Any, **changes: Any) -> Any:
     The five lab models are recipes; the others take the lab's settings.  A change to "auto" leaves
     the recipe's own setting.
     """
-    from cifarflow import recipes
+    from cifarflow.recipes import build, named
 
     changes = {name: value for name, value in changes.items() if value != "auto"}
     if model == nets.EMPTY:
         changes = {"name": model, **changes}
-    elif model not in recipes.RECIPES:
+    elif model not in named.RECIPES:
         changes = {"name": model, "model": model, "model_options": None, **changes}
-    recipe = recipes.get_recipe(model if model in recipes.RECIPES else "lab_cnn", **changes)
-    return recipes.resolve(recipe, dataset)
+    recipe = named.get_recipe(model if model in named.RECIPES else "lab_cnn", **changes)
+    return build.resolve(recipe, dataset)
 
 
 class Cifarflow(Way):
@@ -81,9 +81,9 @@ class Cifarflow(Way):
 
     def __init__(self, spec: dict[str, Any]) -> None:
         super().__init__(spec)
-        from cifarflow import recipes
         from cifarflow.data.pipeline import ArrayBatches
         from cifarflow.models.flops import count_flops
+        from cifarflow.recipes import build
         from cifarflow.training.runner import StepRunner
         from cifarflow.training.step import make_train_step
 
@@ -102,13 +102,13 @@ class Cifarflow(Way):
 
             self._model = keras_models.build(nets.EMPTY)
         else:
-            self._model = recipes.build_model(
+            self._model = build.build_model(
                 recipe,
                 image_shape=dataset.image_shape,
                 num_classes=dataset.num_classes,
                 images=images,
             )
-        self._optimizer = recipes.build_optimizer(
+        self._optimizer = build.build_optimizer(
             recipe, steps_per_epoch=self._batches.steps_per_epoch
         )
         self._jit_compile = recipe.jit_compile == "true"

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from cifarflow.data.splits import Dataset, Split
     from cifarflow.errors import CifarflowError
     from cifarflow.evaluation.metrics import confusion_matrix, per_class_accuracy
-    from cifarflow.evaluation.predict import predict, softmax
+    from cifarflow.evaluation.predict import Predictor, predict, softmax
+    from cifarflow.evaluation.statistics import Summary, summarise
     from cifarflow.models.cnn import cnn, final
     from cifarflow.models.flops import count_flops
     from cifarflow.models.mlp import mlp
@@ -39,7 +40,10 @@ if TYPE_CHECKING:
     from cifarflow.optimizers.precision import resolve_precision, scale_for
     from cifarflow.optimizers.schedules import Constant, Cosine, InverseTime, OneCycle, Piecewise
     from cifarflow.optimizers.sgd import SGD
-    from cifarflow.recipes import RECIPES, Recipe, get_recipe, load_recipe_data, train_recipe
+    from cifarflow.recipes.build import load_recipe_data
+    from cifarflow.recipes.named import RECIPES, get_recipe
+    from cifarflow.recipes.recipe import Recipe
+    from cifarflow.recipes.run import train_recipe
     from cifarflow.reporting.diagram import model_summary, plot_model
     from cifarflow.reporting.plots import (
         plot_comparison,
@@ -57,7 +61,7 @@ if TYPE_CHECKING:
     from cifarflow.training.loop import Run, TrainingInterrupted, train
     from cifarflow.training.profile import Profile, profile
     from cifarflow.training.step import Sums, cross_entropy, make_eval_step, make_train_step
-    from cifarflow.trials import Trial, Trials
+    from cifarflow.trials import TIMING_RULE, Trial, Trials
 
 __version__ = "0.1.0"
 
@@ -77,7 +81,8 @@ _MODULES = {
     "data.splits": ("Dataset", "Split"),
     "errors": ("CifarflowError",),
     "evaluation.metrics": ("confusion_matrix", "per_class_accuracy"),
-    "evaluation.predict": ("predict", "softmax"),
+    "evaluation.predict": ("Predictor", "predict", "softmax"),
+    "evaluation.statistics": ("Summary", "summarise"),
     "models.cnn": ("cnn", "final"),
     "models.flops": ("count_flops",),
     "models.mlp": ("mlp",),
@@ -87,7 +92,10 @@ _MODULES = {
     "optimizers.precision": ("resolve_precision", "scale_for"),
     "optimizers.schedules": ("Constant", "Cosine", "InverseTime", "OneCycle", "Piecewise"),
     "optimizers.sgd": ("SGD",),
-    "recipes": ("RECIPES", "Recipe", "get_recipe", "load_recipe_data", "train_recipe"),
+    "recipes.build": ("load_recipe_data",),
+    "recipes.named": ("RECIPES", "get_recipe"),
+    "recipes.recipe": ("Recipe",),
+    "recipes.run": ("train_recipe",),
     "reporting.diagram": ("model_summary", "plot_model"),
     "reporting.plots": (
         "plot_comparison",
@@ -105,7 +113,7 @@ _MODULES = {
     "training.loop": ("Run", "TrainingInterrupted", "train"),
     "training.profile": ("Profile", "profile"),
     "training.step": ("Sums", "cross_entropy", "make_eval_step", "make_train_step"),
-    "trials": ("Trial", "Trials"),
+    "trials": ("TIMING_RULE", "Trial", "Trials"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

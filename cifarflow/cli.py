@@ -72,7 +72,8 @@ with _quiet_import():
 
     prepare_gpus()
     from cifarflow.data.splits import Dataset
-    from cifarflow.recipes import RECIPES, Recipe, get_recipe
+    from cifarflow.recipes.named import RECIPES, get_recipe
+    from cifarflow.recipes.recipe import Recipe
     from cifarflow.reporting.progress import Progress
     from cifarflow.training.loop import Run, TrainingInterrupted
 
@@ -121,7 +122,7 @@ def recipe_changes() -> dict[str, Any]:
         value = FLAGS[field.name].value
         if value is None:
             continue
-        if field.name in ("model_options", "learning_rate_scales"):
+        if field.name in ("model_options", "learning_rate_scales", "freeze"):
             value = parse_options(value, flag=field.name)
         elif field.name == "drop_epochs":
             value = _parse_numbers(field.name, value)

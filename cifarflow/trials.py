@@ -30,14 +30,15 @@ from cifarflow.errors import (
     check_seed,
 )
 from cifarflow.evaluation.metrics import accuracy, confusion_matrix
-from cifarflow.evaluation.predict import predict
-from cifarflow.recipes import (
-    Recipe,
+from cifarflow.evaluation.predict import Predictor
+from cifarflow.recipes.build import (
     assemble,
     build_model,
+    limit_as_asked,
     predict_options,
     set_from_images,
 )
+from cifarflow.recipes.recipe import Recipe
 from cifarflow.training.checkpoints import hash_arrays
 from cifarflow.training.hooks import epochs_to_steps
 from cifarflow.training.loop import ProgressView, explained, make_evaluate
@@ -46,8 +47,8 @@ from cifarflow.training.step import make_eval_step, make_train_step
 
 TIMING_RULE = (
     "seconds count the whitening from the training images, all training steps and the final "
-    "evaluation with its test-time augmentation, which is traced anew; not counted are loading the "
-    "images, building and initialising the model, and compiling the step, with one warm-up call"
+    "evaluation with its test-time augmentation; not counted are loading the images, building and "
+    "initialising the model, and compiling the step and the evaluation, with a warm-up call of each"
 )
 READ_CHOICES = ("test", "validation")
 # Between two calls Python can show progress and be interrupted.
@@ -88,7 +89,7 @@ class Trials:
 
     Args:
       recipe: the recipe; its own seed is not used.
-      dataset: what to train on.
+      dataset: what to train on; the recipe's limit_examples holds for it, as in `train_recipe`.
       read: "test": each trial ends by reading the test set, once.  "validation": it evaluates on
         the validation images instead, and leaves the test set alone, for choosing among recipes.
 
@@ -96,22 +97,24 @@ class Trials:
       recipe: the recipe, every "auto" in it resolved.
       steps_per_epoch: batches in one pass over the training images.
       total_steps: steps of a trial.
-      compile_seconds: what tracing, compiling and the warm-up took.
+      compile_seconds: what tracing, compiling and the warm-up took, of the step and the evaluation.
       traces: how often the training step has been traced, which is once.
 
     Raises:
       ConfigError: if a value is out of range, does not fit the data, or the images are too many to
         draw batches within the compiled call.
-      DataError: if there are no images to read in the end.
+      DataError: if there are no images to read in the end, or the model cannot take its weights
+        from the training images, such as too few patches to whiten by.
     """
 
     def __init__(self, recipe: Recipe, dataset: Dataset, *, read: str = "test") -> None:
         self._read = check_choice("read", read, READ_CHOICES)
+        dataset = limit_as_asked(recipe, dataset)
         self._split = dataset.test if read == "test" else dataset.validation
         if not len(self._split):
             raise DataError(f"the data set {dataset.name!r} must have {read} images, not 0")
         self._dataset = dataset
-        self._pieces = pieces = assemble(recipe, dataset, with_images=False)
+        self._pieces = pieces = assemble(recipe, dataset)
         self.recipe = pieces.recipe
         if not pieces.batches.resident:
             raise ConfigError(
@@ -123,7 +126,11 @@ class Trials:
         start = time.perf_counter()
         jit_compile = self.recipe.jit_compile == "true"
         self._train_step = make_train_step(
-            pieces.model, pieces.optimizer, loss_fn=pieces.loss_fn, jit_compile=jit_compile
+            pieces.model,
+            pieces.optimizer,
+            loss_fn=pieces.loss_fn,
+            freeze=pieces.freeze,
+            jit_compile=jit_compile,
         )
         step = self._train_step
         if pieces.averaging is not None:
@@ -140,8 +147,9 @@ class Trials:
         # Kernels choose their way of working, and memory is taken, at the first call.
         with explained(pieces.model):
             self._runner.run(min(2, self.total_steps))
-        # Of training images: those that are read in the end are not touched before.
-        self._predict(dataset.train.images[: self.recipe.eval_batch_size])
+        # On black images: those that are read in the end are not touched before.
+        self._predict = Predictor(pieces.model, **predict_options(self.recipe))
+        self._predict.compile(dataset.image_shape, num_images=len(self._split))
         self.compile_seconds = time.perf_counter() - start
 
     @property
@@ -242,9 +250,6 @@ class Trials:
             curve=tuple(curve),
             weights_sha256=hash_arrays(model.variables),
         )
-
-    def _predict(self, images: np.ndarray) -> np.ndarray:
-        return predict(self._pieces.model, images, **predict_options(self.recipe))
 
     def _start_again(self, seed: int) -> None:
         """Sets all state to what a new process would start with."""

@@ -10,14 +10,11 @@ of images held out of the training set, so that settings can be chosen without t
 
 from __future__ import annotations
 
-import statistics
-
 from absl import flags
 
 import cifarflow as cf
 from cifarflow import cli
 from cifarflow.errors import check_int, check_seed
-from cifarflow.trials import TIMING_RULE
 
 FLAGS = flags.FLAGS
 cli.define_recipe_flags("fast75")
@@ -40,7 +37,7 @@ def main() -> None:
         f"{recipe.name}: {recipe.epochs:g} epochs of {len(dataset.train):,} {dataset.name} images, "
         f"batch {recipe.batch_size}, {recipe.precision}; compiled in {trials.compile_seconds:.1f} s"
     )
-    print(TIMING_RULE)
+    print(cf.TIMING_RULE)
     if FLAGS.tune:
         print(f"the {len(dataset.validation):,} validation images are read, not the test set")
     else:
@@ -68,12 +65,15 @@ def describe(trial: cf.Trial) -> str:
 
 
 def mean(trials: list[cf.Trial], name: str) -> str:
-    """Mean and standard deviation of a figure."""
-    values = [getattr(trial, name) for trial in trials]
-    digits, unit = (4, "") if name == "accuracy" else (1, " s")
-    deviation = statistics.stdev(values)
-    middle = statistics.mean(values)
-    return f"{name} {middle:.{digits}f}{unit} (sd {deviation:.{digits}f}{unit})"
+    """Mean of a figure; of two runs or more its standard deviation and 95 % confidence interval."""
+    found = cf.summarise([getattr(trial, name) for trial in trials])
+    form, unit = (".4f", "") if name == "accuracy" else (".1f", " s")
+    text = f"{name} {found.mean:{form}}{unit}"
+    if found.deviation is None or found.interval is None:
+        return text
+    low, high = found.interval
+    spread = f"sd {found.deviation:{form}}{unit}, 95 % interval {low:{form}} to {high:{form}}{unit}"
+    return f"{text} ({spread})"
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ import contextlib
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +38,7 @@ def quick_runs(folder, commands=COMMANDS):
     measure is worth nothing.
 
     Yields a function of a command's name: it waits for its end, and returns the folder and the
-    `CompletedProcess`.
+    `CompletedProcess`.  With `interrupt_at` it sends Ctrl-C once there is a file of that name.
     """
     from cifarflow.data.standin import load_standin
 
@@ -55,8 +57,14 @@ def quick_runs(folder, commands=COMMANDS):
     started = {}
 
     @functools.cache
-    def finish(name):
+    def finish(name, *, interrupt_at=None):
         process = started[name]
+        if interrupt_at is not None:
+            deadline = time.monotonic() + 240
+            while not (folder / name / interrupt_at).exists() and process.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=240)
         done = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
         return folder / name, done

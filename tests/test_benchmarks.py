@@ -412,11 +412,11 @@ def test_the_twins_are_the_same_net(name):
     import keras
     import keras_models
 
-    from cifarflow import recipes
     from cifarflow.models.flops import count_flops
+    from cifarflow.recipes import build
 
     recipe = ways.get_recipe(name, tiny.dataset(), precision="float32")
-    ours = recipes.build_model(recipe, image_shape=(32, 32, 3), num_classes=10)
+    ours = build.build_model(recipe, image_shape=(32, 32, 3), num_classes=10)
     twin = keras_models.build(name)
 
     def count(variables):

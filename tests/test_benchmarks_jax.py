@@ -128,11 +128,11 @@ def start(cache, monkeypatch, request):
     ("model", "precision"), [("lab_mlp", "float32"), ("lab_batchnorm", "mixed_bfloat16")]
 )
 def test_rounds(start, model, precision):
-    from cifarflow import recipes
+    from cifarflow.recipes import build
 
     worker = start(model=model, precision=precision)
     recipe = ways.get_recipe(model, tiny.dataset(), precision="float32")
-    ours = recipes.build_model(recipe, image_shape=(32, 32, 3), num_classes=10)
+    ours = build.build_model(recipe, image_shape=(32, 32, 3), num_classes=10)
     trained = sum(v.shape.num_elements() for v in ours.trainable_variables)
     assert worker.facts["parameters"] == trained
     # lab_mlp in a loop, the other step by step.

@@ -14,7 +14,8 @@ from absl.testing import flagsaver
 
 from cifarflow import cli
 from cifarflow.errors import CheckpointError, ConfigError, DataNotFoundError, WorkdirError
-from cifarflow.recipes import RECIPES, Recipe
+from cifarflow.recipes.named import RECIPES
+from cifarflow.recipes.recipe import Recipe
 from cifarflow.training.loop import TrainingInterrupted
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,7 +111,7 @@ GIVEN = {
     "start_fraction": ("0.1", 0.1),
     "peak_fraction": ("0.3", 0.3),
     "end_fraction": ("0", 0.0),
-    "whitening_bias_epochs": ("0", 0.0),
+    "freeze": ("whitening/bias=0.5,beta=2", {"whitening/bias": 0.5, "beta": 2.0}),
     "l2": ("0.01", 0.01),
     "weight_decay": ("0.02", 0.02),
     "decay_biases": ("true", True),

@@ -39,6 +39,11 @@ IMAGES, LABELS = images_and_labels(3)
     [
         (IMAGES[0], LABELS, r"images must have the shape .* not \(4, 5, 3\)"),
         (IMAGES.astype(np.float32), LABELS, "images must be uint8 .* not float32"),
+        (
+            np.eye(60, dtype=np.uint8)[None, ..., None].repeat(3, 0),
+            LABELS,
+            "pixels of 0 .* here is 1",
+        ),
         (IMAGES.tolist(), LABELS, "images must be a numpy array, not list"),
         (IMAGES, [0, 1, 2], "labels must be a numpy array, not list"),
         (IMAGES, LABELS[:, None], r"labels must have the shape \[N\], not \(3, 1\)"),

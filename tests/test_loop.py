@@ -419,6 +419,19 @@ def test_data_that_does_not_fit_the_model(images, labels, quoted):
         train_tiny(validation=own, epochs=1)
 
 
+def test_images_scaled_before_a_model_that_scales_them():
+    data = tiny.split(16)
+    scaled = tf.data.Dataset.from_tensor_slices((data.images / 255, data.labels)).batch(8)
+    raw = tf.data.Dataset.from_tensor_slices((data.images * 1.0, data.labels)).batch(8)
+    with pytest.raises(DataError, match=r"images must be 0\.\.255 for model 'cnn', which scales"):
+        train(tiny.tiny_cnn(), SGD(0.01), batches=scaled, epochs=1)
+    train(tiny.tiny_cnn(), SGD(0.01), batches=raw, epochs=1)
+    # One's own model may well want them like this.
+    inputs = keras.Input((8, 8, 3))
+    outputs = keras.layers.Dense(10)(keras.layers.Flatten()(inputs))
+    train(keras.Model(inputs, outputs), SGD(0.01), batches=scaled, epochs=1)
+
+
 RESUMING = {
     "float32": {"precision": "float32"},
     "mixed_bfloat16": {"precision": "mixed_bfloat16"},

@@ -29,7 +29,7 @@ FLOORS = {
     "data": {"errors", "device", "files"},
     "models": {"errors", "device"},
     "optimizers": {"errors", "device"},
-    "training.step": {"errors", "models"},
+    "training.step": {"errors", "models", "optimizers"},
     "evaluation": {"errors", "models"},
     "training": {"errors", "device", "files", "data", "training.step"},
     "recipes": {

@@ -3,12 +3,13 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cifarflow.errors import ConfigError, DataError
-from cifarflow.evaluation.predict import predict, softmax
+from cifarflow.evaluation.predict import Predictor, predict, softmax
 from cifarflow.models.cnn import cnn
 
 L = keras.layers
@@ -197,6 +198,101 @@ def test_one_trace_for_all_batches_and_views(tta, wide_images):
     assert [(dtype, tuple(shape), training) for dtype, shape, training in traced] == [
         ("uint8", (None, 6, 9, 3), False)
     ]
+
+
+class Traced(keras.Model):
+    """Means over the image; notes each trace, and each size of batch that it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.traced, self.sizes = [], []
+
+    def call(self, images, training=False):
+        self.traced.append(tuple(images.shape))
+        size = tf.numpy_function(self._note, [tf.shape(images)[0]], tf.int32, stateful=True)
+        with tf.control_dependencies([size]):
+            return tf.reduce_mean(tf.cast(images, tf.float32), axis=(1, 2))
+
+    def _note(self, size):
+        self.sizes.append(int(size))
+        return np.int32(size)
+
+
+@pytest.mark.parametrize("tta", ["none", "mirror", "multicrop"])
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_a_predictor_is_predict_again_and_again(tta, share, wide, wide_images):
+    options = {"tta": tta, "tta_share": share, "batch_size": 7}
+    predictor = Predictor(wide, **options)
+    for images in (wide_images, wide_images[:3], wide_images):
+        np.testing.assert_array_equal(predictor(images), predict(wide, images, **options))
+
+
+def test_a_predictor_takes_the_weights_of_the_moment(wide, wide_images):
+    model = keras.models.clone_model(wide)
+    predictor = Predictor(model)
+    predictor.compile((6, 9, 3), num_images=23)
+    for scale in (1.0, -0.5):
+        model.set_weights([scale * value for value in wide.get_weights()])
+        np.testing.assert_array_equal(predictor(wide_images), predict(model, wide_images))
+    assert np.abs(predictor(wide_images) - predict(wide, wide_images)).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("tta", "share", "batch_size", "count", "sizes"),
+    [
+        ("none", 0.3, 7, 23, {2, 7}),
+        ("none", 0.3, 7, 21, {7}),
+        ("none", 1.0, 500, 23, {23}),
+        # Of 23 images 7 get all views, of 15 it is 4, of 10 it is 3, and 1 of 1.
+        ("mirror", 0.3, 7, 23, {2, 7}),
+        ("mirror", 0.3, 7, 15, {1, 4, 7}),
+        ("multicrop", 0.3, 7, 10, {3, 7}),
+        ("multicrop", 0.3, 7, 1, {1}),
+        ("multicrop", 1.0, 7, 10, {3, 7}),
+    ],
+)
+def test_what_is_compiled_is_all_that_a_call_needs(
+    tta, share, batch_size, count, sizes, wide_images
+):
+    model = Traced()
+    predictor = Predictor(model, tta=tta, tta_share=share, batch_size=batch_size)
+    predictor.compile((6, 9, 3), num_images=count)
+    assert model.traced == [(None, 6, 9, 3)]
+    assert sorted(model.sizes) == sorted(sizes)
+    model.sizes.clear()
+    predictor(wide_images[:count])
+    predictor(wide_images[:count])
+    assert model.traced == [(None, 6, 9, 3)]
+    assert set(model.sizes) == sizes
+
+
+def test_images_of_another_shape_are_another_trace(wide_images):
+    model = Traced()
+    predictor = Predictor(model)
+    for images in (wide_images, wide_images[:, :5], wide_images[:4], wide_images[:, :5]):
+        expected = images.astype(np.float32).mean((1, 2))
+        np.testing.assert_allclose(predictor(images), expected, rtol=1e-5)
+    assert model.traced == [(None, 6, 9, 3), (None, 5, 9, 3)]
+
+
+def test_bad_input_of_a_predictor(wide):
+    with pytest.raises(ConfigError, match=r"^tta must be one of none, mirror, multicrop, not 'x'$"):
+        Predictor(wide, tta="x")
+    with pytest.raises(ConfigError, match=r"^batch_size must be .*, not 0$"):
+        Predictor(wide, batch_size=0)
+    with pytest.raises(ConfigError, match=r"^tta_share must be .*, not 2$"):
+        Predictor(wide, tta_share=2)
+    predictor = Predictor(wide, tta="multicrop")
+    with pytest.raises(DataError, match=r"^images must be \[N, 6, 9, 3\] uint8 .* float32$"):
+        predictor(np.zeros((1, 6, 9, 3), np.float32))
+    with pytest.raises(ConfigError, match=r"^num_images must be a whole number >= 1, not 0$"):
+        predictor.compile((6, 9, 3), num_images=0)
+    with pytest.raises(DataError, match=r"^image_shape must be .*, not \(6, 9\)$"):
+        predictor.compile((6, 9), num_images=1)
+    with pytest.raises(DataError, match=r"^images must be \[N, 6, 9, 3\] .* \[4, 9, 6, 3\] uint8$"):
+        predictor.compile((9, 6, 3), num_images=4)
+    with pytest.raises(DataError, match=r"^images must be 2 pixels or more in height and width"):
+        Predictor(Traced(), tta="multicrop").compile((1, 9, 3), num_images=4)
 
 
 def test_tta_of_images_of_any_size_and_a_subclassed_model():

@@ -22,7 +22,7 @@ import cifarflow
 from cifarflow.data.augment import make_augment
 from cifarflow.errors import ConfigError, DataError, WorkdirError
 from cifarflow.optimizers.sgd import SGD
-from cifarflow.recipes import train_recipe
+from cifarflow.recipes.run import train_recipe
 from cifarflow.training import profile as module
 from cifarflow.training import trace
 from cifarflow.training.checkpoints import hash_arrays

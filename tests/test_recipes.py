@@ -11,7 +11,6 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cifarflow import recipes
 from cifarflow.data.splits import Dataset, Split
 from cifarflow.errors import (
     CheckpointError,
@@ -21,17 +20,18 @@ from cifarflow.errors import (
     NonFiniteError,
     WorkdirError,
 )
-from cifarflow.recipes import (
-    RECIPES,
-    Recipe,
+from cifarflow.recipes import build
+from cifarflow.recipes import run as run_module
+from cifarflow.recipes.build import (
     build_model,
     build_optimizer,
     build_schedule,
-    get_recipe,
     load_recipe_data,
     resolve,
-    train_recipe,
 )
+from cifarflow.recipes.named import RECIPES, get_recipe
+from cifarflow.recipes.recipe import Recipe
+from cifarflow.recipes.run import train_recipe
 from cifarflow.training.checkpoints import hash_arrays
 from cifarflow.training.hooks import Every, Hook
 from cifarflow.training.loop import TrainingInterrupted
@@ -95,7 +95,7 @@ BAD = {
     "start_fraction": [-0.1, 1.1, NAN, "0", None],
     "peak_fraction": [-0.1, 1.1, NAN, "0", None],
     "end_fraction": [-0.1, 1.1, NAN, "0", None],
-    "whitening_bias_epochs": [-1, NAN, "1", None, 1.0],
+    "freeze": [3, "bias=2", ["bias"], {"bias": -1}, {"bias": "x"}, {"bias": NAN}],
     "decay_biases": [1, "no", None],
     "averaging": ["swa", "", None, True],
     "tta": ["flip", "", None, True],
@@ -319,7 +319,7 @@ CHANGES = [
     {"schedule": "one_cycle", "start_fraction": 0.5},
     {"schedule": "one_cycle", "peak_fraction": 0.6},
     {"schedule": "one_cycle", "end_fraction": 0.9},
-    {"model": "speednet", "model_options": {"widths": [4]}, "whitening_bias_epochs": 0.25},
+    {"freeze": {"bias": 0.5}},
     {"l2": 0.1, "decay_biases": True},
     {"averaging": "lookahead"},
     {"averaging": "ema"},
@@ -397,7 +397,7 @@ def test_resolve(monkeypatch):
     recipe = get_recipe("lab_cnn")
     assert (recipe.data, recipe.precision, recipe.jit_compile) == ("auto",) * 3
     for gpu in (False, True):
-        monkeypatch.setattr(recipes, "has_gpu", lambda gpu=gpu: gpu)
+        monkeypatch.setattr(build, "has_gpu", lambda gpu=gpu: gpu)
         resolved = resolve(recipe, tiny.dataset(name="standin"))
         assert resolved.data == "standin"
         assert resolved.precision in ("float32", "mixed_bfloat16")
@@ -431,7 +431,7 @@ def test_model_options_are_laid_over_the_recipes_own():
 def test_a_finished_run_has_its_test_outputs_without_reading_again(tmp_path, monkeypatch):
     options = {"workdir": tmp_path, "epochs": 1, "batch_size": 16, **tiny.MLP}
     first = train_recipe("lab_mlp", dataset=tiny.dataset(), **options)
-    monkeypatch.setattr(recipes, "predict", None)
+    monkeypatch.setattr(run_module, "predict", None)
     second = train_recipe("lab_mlp", dataset=tiny.dataset(), resume=True, **options)
     np.testing.assert_array_equal(second.test_outputs, first.test_outputs)
     (tmp_path / "summary.json").write_text("{}")
@@ -673,8 +673,8 @@ def test_a_finished_run_is_not_run_again(standin_run, standin, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("trained or tested again")
 
-    monkeypatch.setattr(recipes, "train", refuse)
-    monkeypatch.setattr(recipes, "predict", refuse)
+    monkeypatch.setattr(run_module, "train", refuse)
+    monkeypatch.setattr(run_module, "predict", refuse)
     again = train_recipe("lab_mlp", workdir=run.workdir, resume=True, **{**LIMIT, "epochs": 2})
     assert again.summary == run.summary
     assert again.history.rows == run.history.rows
@@ -815,3 +815,60 @@ def test_real_cifar10(cifar10_dir):
     assert run.summary["steps"] == 10
     assert run.summary["examples"] == {"train": 320, "validation": 80, "test": 80}
     assert math.isfinite(run.summary["test_loss"])
+
+
+def test_the_fast_recipes_keep_to_their_sources():
+    """airbench96's table, and of Hiverge's settings those that do not depend on the batch."""
+    fast96 = RECIPES["fast96"]
+    # Its 9 per 1,024 examples are decoupled: 9 = rate * (momentum / (1 - momentum) + 2).
+    assert fast96.learning_rate == pytest.approx(9 / (0.85 / 0.15 + 2), rel=1e-4)
+    source = {
+        "batch_size": 1024,
+        "learning_rate_examples": 1024,
+        "learning_rate_scales": {"beta": 64.0},
+        "momentum": 0.85,
+        "peak_fraction": 0.1,
+        "start_fraction": 0.2,
+        "end_fraction": 0.0,
+        "epochs": 37.0,
+        "freeze": {"whitening/bias": 3.0},
+        "averaging": "lookahead",
+        "label_smoothing": 0.2,
+        "augment": "altflip,crop:4,cutout:12",
+        "tta": "multicrop",
+    }
+    assert {name: getattr(fast96, name) for name in source} == source
+    assert fast96.l2 == pytest.approx(0.00133)
+    fast94 = RECIPES["fast94"]
+    for name, rate in (("whitening/bias", 0.0573), ("beta", 0.0573), ("classifier/kernel", 0.5415)):
+        # Per example of the batch, as in a loss that is summed over it.
+        per_example = fast94.learning_rate * fast94.learning_rate_scales[name]
+        assert per_example / fast94.learning_rate_examples == pytest.approx(rate)
+    assert fast94.learning_rate * fast94.l2 == pytest.approx(1.04e-6)
+    source = {
+        "momentum": 0.825,
+        "label_smoothing": 0.09,
+        "augment": "altflip,crop:2,brightness:0.14,contrast:0.13",
+        "tta": "multicrop",
+        "tta_share": 0.25,
+    }
+    assert {name: getattr(fast94, name) for name in source} == source
+    changed = {"name", "model_options", "epochs", "freeze"}
+    fields = {field.name for field in dataclasses.fields(Recipe)} - changed
+    assert all(getattr(RECIPES["fast95"], name) == getattr(fast94, name) for name in fields)
+
+
+@pytest.mark.parametrize("name", ["fast94", "fast96"])
+def test_rates_go_with_the_batch(name):
+    """Twice the batch is twice the rate of SGD's variables, and Muon's stays."""
+    one, two = (
+        build_optimizer(get_recipe(name, batch_size=size), steps_per_epoch=10) for size in (64, 128)
+    )
+    rates = [float(optimizer.learning_rate) for optimizer in (one, two)]
+    ratios = [
+        rates[1] * two.learning_rate_scales[part] / (rates[0] * one.learning_rate_scales[part])
+        for part in one.learning_rate_scales
+    ]
+    assert ratios == pytest.approx([2.0] * len(ratios))
+    assert rates[1] / rates[0] == pytest.approx(1.0 if name == "fast94" else 2.0)
+    assert rates[1] * two.l2 / (rates[0] * one.l2) == pytest.approx(2.0)

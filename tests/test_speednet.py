@@ -16,7 +16,9 @@ from cifarflow.models.layers import CIFAR10_MEAN, CIFAR10_STD
 from cifarflow.models.speednet import set_whitening, speednet, whitening_kernel
 from cifarflow.optimizers.precision import scale_for
 from cifarflow.optimizers.sgd import SGD
-from cifarflow.recipes import Recipe, build_model, train_recipe
+from cifarflow.recipes.build import build_model
+from cifarflow.recipes.recipe import Recipe
+from cifarflow.recipes.run import train_recipe
 from cifarflow.training.hooks import Every, Hook
 from cifarflow.training.loop import TrainingInterrupted
 from cifarflow.training.step import make_train_step
@@ -570,6 +572,10 @@ def test_bad_models_to_whiten():
         set_whitening(model, images)
     with pytest.raises(DataError, match=r"at least 4 patches of 2x2 .* not 0"):
         set_whitening(model, images[:0, ..., :1])
+    with pytest.raises(
+        DataError, match=r"pixels of 0\.\.255 to whiten by, and the largest here is 1"
+    ):
+        set_whitening(model, (images[..., :1] > 128).astype(np.uint8))
     for one, same in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, same)
 

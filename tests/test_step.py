@@ -1,5 +1,7 @@
 """One step of training and of evaluation, against hand computation."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -315,3 +317,87 @@ def test_float16_without_loss_scaling_is_refused():
     model = tiny.tiny_mlp(dtype_policy="mixed_float16")
     with pytest.raises(ConfigError, match=r"computes in float16, .* not SGD alone"):
         make_train_step(model, SGD(0.1))
+
+
+# Variables of the tiny net in order: kernel and bias of conv, dense and logits.
+CONV_KERNEL, CONV_BIAS, DENSE = "conv2d[^/]*/kernel", "conv2d[^/]*/bias", "dense[^/]*/"
+
+
+def frozen_run(freeze, *, steps=4, **options):
+    """Values of all variables after each step of a net whose parts stop to train."""
+    model = tiny.tiny_cnn()
+    optimizer = SGD(0.05, momentum=0.9, nesterov=True)
+    step = make_train_step(model, optimizer, freeze=freeze, **options)
+    states = [tiny.weights(model)]
+    for seed in range(steps):
+        data = tiny.split(8, seed)
+        step(data.images, data.labels)
+        states.append(tiny.weights(model))
+    assert step.experimental_get_tracing_count() == 1
+    return states, optimizer
+
+
+def moves(states):
+    """[step][variable]: whether the step changed it."""
+    pairs = itertools.pairwise(states)
+    return [[bool((a != b).any()) for a, b in zip(*pair, strict=True)] for pair in pairs]
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_frozen_variable_stops_and_the_others_go_on(jit_compile):
+    plain, _ = frozen_run(None, jit_compile=jit_compile)
+    states, optimizer = frozen_run({CONV_BIAS: 2}, jit_compile=jit_compile)
+    assert moves(plain) == [[True] * 6] * 4
+    assert moves(states) == [[True] * 6] * 2 + [[True, False, *[True] * 4]] * 2
+    for before, after in zip(plain[:3], states[:3], strict=True):
+        for a, b in zip(before, after, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+    # Momentum would have carried it on.
+    assert np.abs(np.asarray(optimizer.momentums[1])).max() > 0
+
+
+def test_frozen_from_the_start_and_in_stages():
+    states, _ = frozen_run({CONV_KERNEL: 0, CONV_BIAS: 3, "conv2d": 4, DENSE: 1})
+    assert moves(states) == [
+        [False, True, True, True, True, True],
+        [False, True, False, False, True, True],
+        [False, True, False, False, True, True],
+        [False, False, False, False, True, True],
+    ]
+    assert moves(frozen_run({CONV_BIAS: 0})[0]) == [[True, False, *[True] * 4]] * 4
+
+
+def test_freezing_follows_the_updates_that_count():
+    """A step that float16 skips for an overflow is no update."""
+    model = tiny.tiny_cnn(dtype_policy="mixed_float16")
+    optimizer = scale_for("mixed_float16", SGD(0.05))
+    step = make_train_step(model, optimizer, freeze={CONV_BIAS: 1})
+    data = tiny.split(8)
+    optimizer.dynamic_scale.assign(2.0**60)
+    states = [tiny.weights(model)]
+    for scale in (2.0**60, 2.0**10, 2.0**10):
+        optimizer.dynamic_scale.assign(scale)
+        step(data.images, data.labels)
+        states.append(tiny.weights(model))
+    assert [bool((a[1] != b[1]).any()) for a, b in itertools.pairwise(states)] == [
+        False,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("freeze", "text"),
+    [
+        ("bias", r"freeze must be parts of variables' paths .* not 'bias'"),
+        ({"": 1}, r"freeze's keys must be non-empty regular expressions, not ''"),
+        ({"(": 1}, r"freeze's keys must be non-empty regular expressions, not '\('"),
+        ({"gamma": 1}, r"freeze must match trainable variables, not 'gamma': there are 'con"),
+        ({"bias": -1}, r"freeze\['bias'\] must be .* not -1"),
+        ({"bias": 1.5}, r"freeze\['bias'\] must be .* not 1.5"),
+        ({".": 3}, r"freeze must leave a variable to train, not \{'.': 3\}"),
+    ],
+)
+def test_what_cannot_be_frozen(freeze, text):
+    with pytest.raises(ConfigError, match=text):
+        make_train_step(tiny.tiny_cnn(), SGD(0.1), freeze=freeze)

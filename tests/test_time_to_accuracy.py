@@ -18,7 +18,7 @@ import trial_runs
 
 from cifarflow.data.splits import Split
 from cifarflow.errors import ConfigError
-from cifarflow.recipes import RECIPES
+from cifarflow.recipes.named import RECIPES
 from cifarflow.trials import TIMING_RULE
 
 COMMANDS = {
@@ -28,6 +28,10 @@ COMMANDS = {
     "--points=3 --json=accuracy.json --plot=accuracy.png",
     "speedrun": "../examples/speedrun.py --recipe=lab_mlp --data=standin --limit_examples=320 "
     "--epochs=0.5 --validation_fraction=0 --runs=2 --seed=3 --tune",
+    "no_runs": "../examples/speedrun.py --data=standin --runs=0",
+    # More than it comes to before it is interrupted.
+    "interrupted": "time_to_accuracy.py --quick --data=standin --recipe=lab_mlp "
+    "--runs=1000 --json=interrupted.json --plot=interrupted.png",
 }
 QUICK = harness.Settings(rounds=2, quick=True)
 
@@ -43,6 +47,25 @@ def finish(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def started(finish):
     """They run while the tests that need none of them do."""
+
+
+def test_an_interrupted_run_keeps_what_it_measured(finish):
+    # First in this file: it computes until it is interrupted.
+    folder, done = finish("interrupted", interrupt_at="interrupted.png")
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"interrupted.json", "interrupted.png"}
+    assert (folder / "interrupted.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((folder / "interrupted.json").read_text())
+    result = record["result"]
+    assert not result["complete"]
+    assert record["rounds"] == 1000
+    (row,) = result["recipes"]
+    assert 1 <= len(row["runs"]) == row["accuracy"]["n"] < 1000
+    for seed, run in enumerate(row["runs"]):
+        assert run["seed"] == seed
+        assert f"\nlab_mlp, seed {seed}: test accuracy {run['accuracy']:.4f} in " in done.stdout
 
 
 # Command lines
@@ -182,8 +205,13 @@ def test_turns():
     def way(name):
         return lambda seed: calls.append(f"{name}{seed}") or seed
 
-    found = trial_runs.run_in_turn({"a": way("a"), "b": way("b")}, seeds=[5, 6, 7])
-    assert calls == ["a5", "b5", "b6", "a6", "a7", "b7"]
+    def keep(found):
+        # As it is by now: it grows.
+        calls.append({name: list(values) for name, values in found.items()})
+
+    found = trial_runs.run_in_turn({"a": way("a"), "b": way("b")}, seeds=[5, 6, 7], keep=keep)
+    kept = [{"a": [5], "b": [5]}, {"a": [5, 6], "b": [5, 6]}]
+    assert calls == ["a5", "b5", kept[0], "b6", "a6", kept[1], "a7", "b7"]
     assert found == {"a": [5, 6, 7], "b": [5, 6, 7]}
 
 
@@ -192,8 +220,8 @@ def test_turns():
 
 @pytest.fixture(scope="module")
 def compared():
-    """Two recipes on tiny images, tuned: the plan, the data and what came out."""
-    recipe = 'lab_mlp:model_options={"units":[8]},precision=float32'
+    """Two recipes on tiny images, tuned: the plan, the data, what came out, and what was kept."""
+    recipe = 'lab_mlp:model_options={"units":[8]},precision=float32,limit_examples=64'
     plan = time_to_accuracy.make_plan(
         recipe=f"{recipe},batch_size=8",
         compare=f"{recipe},learning_rate=0.0001",
@@ -203,12 +231,69 @@ def compared():
         tune=True,
         settings=QUICK,
     )
-    dataset = tiny.dataset()
-    return plan, dataset, time_to_accuracy.measure(plan, QUICK, [dataset, dataset])
+    dataset, kept = tiny.dataset(), []
+    result = time_to_accuracy.measure(plan, QUICK, [dataset, dataset], keep=kept.append)
+    return plan, dataset, result, kept
+
+
+def test_what_there_is_after_each_seed(compared):
+    _, _, result, kept = compared
+    assert result["complete"]
+    assert [part["complete"] for part in kept] == [False, False]
+    for count, part in enumerate(kept, start=1):
+        assert part.keys() == result.keys()
+        for row, whole in zip(part["recipes"], result["recipes"], strict=True):
+            assert row["runs"] == whole["runs"][:count]
+            assert row["accuracy"]["n"] == row["seconds"]["n"] == count
+        assert ("too small" in part["verdicts"][0]["sentence"]) == (count == 1)
+        json.dumps(part, allow_nan=False)
+
+
+def test_the_notebooks_full_run_may_be_interrupted(monkeypatch):
+    class Notebook:
+        epochs, steps = 25, 100
+
+        def __init__(self, dataset, settings, *, examples):
+            assert examples == 64
+
+        def start(self, stack):
+            return lambda seed: 0.5
+
+        def run(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(time_to_accuracy, "Notebook", Notebook)
+    plan = time_to_accuracy.make_plan(
+        recipe='lab_mlp:model_options={"units":[8]},precision=float32,limit_examples=64',
+        compare="notebook",
+        runs=1,
+        notebook_full=True,
+        settings=QUICK,
+    )
+    kept = []
+    with pytest.raises(KeyboardInterrupt):
+        time_to_accuracy.measure(plan, QUICK, [tiny.dataset()], keep=kept.append)
+    (part,) = kept
+    assert not part["complete"]
+    assert part["notebook"]["estimated_seconds"]["values"] == [50]
+    assert part["notebook"]["full_run"] is None
+    assert len(part["recipes"][0]["runs"]) == 1
+
+
+def test_accuracy_after_each_seed():
+    recipe = 'lab_mlp:model_options={"units":[8]},precision=float32,limit_examples=64'
+    plan = accuracy.make_plan(recipes=recipe, seeds=2, points=2, settings=QUICK)
+    kept = []
+    result = accuracy.measure(plan, [tiny.dataset()], keep=kept.append)
+    (part,) = kept
+    assert (part["complete"], result["complete"]) == (False, True)
+    (row,), (whole,) = part["recipes"], result["recipes"]
+    assert row["runs"] == whole["runs"][:1]
+    assert len(whole["runs"]) == whole["accuracy"]["n"] == 2
 
 
 def test_two_recipes_are_compared(compared):
-    plan, dataset, result = compared
+    plan, dataset, result, _ = compared
     assert result["timing_rule"] == TIMING_RULE
     assert result["notebook"] is None
     assert [row["name"] for row in result["recipes"]] == [recipe.name for recipe in plan.recipes]
@@ -231,7 +316,7 @@ def test_two_recipes_are_compared(compared):
 
 
 def test_a_comparison_is_readable(compared):
-    plan, dataset, result = compared
+    plan, dataset, result, _ = compared
     text = trial_report.describe(result)
     for row in result["recipes"]:
         for run in row["runs"]:
@@ -272,14 +357,20 @@ def test_times_far_apart_have_a_logarithmic_axis(tmp_path, slower, scale):
             for seed in range(2)
         ]
         accuracy, time = {"mean": 0.81, "deviation": 0.01}, {"mean": seconds}
-        return {"name": name, "runs": runs, "accuracy": accuracy, "seconds": time}
+        figures = {"accuracy": accuracy, "seconds": time, "examples": {"train": 45_000}}
+        return {"name": name, "runs": runs, **figures}
 
-    result = {"recipes": [row("one", 3.0), row("other", 3.0 * slower)]}
+    long = "fast75:precision=float32,augment=flip,crop:4,tta=none"
+    result = {"recipes": [row("one", 3.0), row(long, 3.0 * slower)]}
     figure = trial_plots.draw_curves(result, tmp_path / "x.png", about="nothing")
     (axes,) = figure.axes
     assert axes.get_xscale() == scale
     labels = axes.get_legend_handles_labels()[1]
-    assert labels[0] == "one: test 0.8100 ± 0.0100 after 3.0 s (n = 2)"
+    on = ", trained on 45,000 images"
+    assert labels[0] == f"one: test 0.8100 ± 0.0100 after 3.0 s (n = 2){on}"
+    # A name that fills a line has that for itself.
+    after = f"{3.0 * slower:.1f} s"
+    assert labels[1] == f"{long}:\ntest 0.8100 ± 0.0100 after {after} (n = 2){on}"
     # A thin line a seed, the mean, the ends, what leads to them, and the mark.
     assert len(axes.lines) == 2 * (2 + 4)
 
@@ -316,6 +407,7 @@ def test_against_the_notebook(finish):
     assert found["estimated_seconds"]["values"] == [20 * step]
     assert found["ratio"]["values"] == pytest.approx([20 * step / row["runs"][0]["seconds"]])
     assert f"lab_mlp is {found['ratio']['median']:.1f} times as fast as the" in done.stdout
+    assert result["complete"]
     assert "is a measured step times 1 epochs, not a full run: lab_final by Keras" in done.stdout
     full = found["full_run"]
     # All of its steps take no less than a part of them, tracing aside.
@@ -361,7 +453,25 @@ def test_speedrun(finish):
         for line in lines[3:5]
     ]
     assert [match[1] for match in found] == ["3", "4"]
-    mean = sum(float(match[2]) for match in found) / 2
-    (printed,) = re.findall(r"^mean of 2: accuracy (0\.\d{4}) \(sd ", lines[5])
-    assert float(printed) == pytest.approx(mean, abs=2e-4)
+    values = [float(match[2]) for match in found]
+    printed = re.fullmatch(
+        r"mean of 2: accuracy (\S+) \(sd (\S+), 95 % interval (\S+) to (\S+)\), "
+        r"seconds (\d+\.\d) s \(sd \d+\.\d s, 95 % interval -?\d+\.\d to \d+\.\d s\)",
+        lines[5],
+    )
+    # Of one degree of freedom: the table has 12.706.
+    half = 12.7062 * np.std(values, ddof=1) / np.sqrt(2)
+    expected = [np.mean(values), np.std(values, ddof=1), np.mean(values) - half]
+    expected.append(np.mean(values) + half)
+    # Those of the lines are rounded.
+    assert list(map(float, printed.groups()[:4])) == pytest.approx(expected, abs=2e-3)
+    assert float(printed[5]) == pytest.approx(np.mean([float(m[3]) for m in found]), abs=0.11)
     assert len(lines) == 6
+
+
+def test_speedrun_of_no_runs(finish):
+    folder, done = finish("no_runs")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "error: --runs must be a whole number >= 1, not 0\n"
+    assert list(folder.iterdir()) == []

@@ -1,6 +1,4 @@
-"""The statistics of runs, held to tables, published examples, closed forms and what must hold."""
-
-import math
+"""Welch's test held to a published example and to what must hold, and the verdicts in words."""
 
 import benchmark_suite  # noqa: F401
 import hypothesis
@@ -10,20 +8,6 @@ import pytest
 # isort: split
 import trial_statistics as ts
 
-# Fisher and Yates, Statistical Tables: the t that is exceeded, on either side, with probability p.
-TABLE = [
-    (0.05, 1, 12.706),
-    (0.05, 2, 4.303),
-    (0.05, 5, 2.571),
-    (0.05, 10, 2.228),
-    (0.05, 30, 2.042),
-    (0.05, 120, 1.980),
-    (0.10, 10, 1.812),
-    (0.50, 3, 0.765),
-    (0.01, 4, 4.604),
-    (0.001, 1, 636.62),
-    (0.001, 9, 4.781),
-]
 # Student (1908), hours of sleep gained by two drugs: R's data set `sleep`, whose
 # t.test(extra ~ group) prints t = -1.8608, df = 17.776, p-value = 0.07939, interval -3.3654832 to
 # 0.2054832, means 0.75 and 2.33.
@@ -33,48 +17,6 @@ SLEEP = (
 )
 values = st.lists(st.floats(-1000, 1000).map(lambda x: round(x, 3)), min_size=2, max_size=8)
 quickly = hypothesis.settings(max_examples=40, deadline=None)
-
-
-@pytest.mark.parametrize(("tail", "degrees", "t"), TABLE)
-def test_quantiles_are_those_of_the_table(tail, degrees, t):
-    # The table has three decimals, or five digits.
-    assert ts.student_quantile(tail, degrees) == pytest.approx(t, abs=max(5e-4, t * 1e-5))
-    assert ts.student_tail(ts.student_quantile(tail, degrees), degrees) == pytest.approx(tail)
-
-
-@quickly
-@hypothesis.given(t=st.floats(-1e6, 1e6))
-def test_tails_of_one_and_two_degrees_are_the_closed_forms(t):
-    # The second forms lose no digits where the tail is small.
-    assert ts.student_tail(t, 1) == pytest.approx(2 / math.pi * math.atan2(1, abs(t)), rel=1e-9)
-    root = math.sqrt(2 + t * t)
-    assert ts.student_tail(t, 2) == pytest.approx(2 / (root * (root + abs(t))), rel=1e-9)
-
-
-def test_far_tails():
-    assert ts.student_tail(0.0, 3.7) == 1
-    assert ts.student_tail(math.inf, 3.7) == 0
-    assert ts.student_tail(1e200, 3.7) == 0
-    assert 0 < ts.student_tail(20.0, 50) < 1e-20
-    # With many degrees it is the normal distribution.
-    assert ts.student_quantile(0.05, 1e7) == pytest.approx(1.959964, abs=1e-5)
-
-
-def test_a_summary_by_hand():
-    # The squares add up to 2, of three degrees, for which the table has 3.182.
-    found = ts.summarise([4.0, 6.0, 5.0, 5.0])
-    assert (found.n, found.mean) == (4, 5)
-    assert found.deviation == pytest.approx(math.sqrt(2 / 3))
-    half = 3.1824463 * math.sqrt(2 / 3) / 2
-    assert found.interval == pytest.approx((5 - half, 5 + half), abs=1e-6)
-
-
-def test_one_run_has_a_mean_only():
-    assert ts.summarise([0.75]) == ts.Summary(1, 0.75, None, None)
-
-
-def test_runs_that_do_not_vary():
-    assert ts.summarise([2.0, 2.0]) == ts.Summary(2, 2.0, 0.0, (2.0, 2.0))
 
 
 def test_welch_is_that_of_the_published_example():
@@ -136,31 +78,6 @@ def test_equal_spread_is_students_own_test(runs):
     hypothesis.assume(vary(runs))
     other = [x + 1 for x in runs]
     assert ts.welch(runs, other).degrees == pytest.approx(2 * len(runs) - 2, rel=1e-6)
-
-
-@quickly
-@hypothesis.given(runs=values)
-def test_what_holds_of_a_summary(runs):
-    found = ts.summarise(runs)
-    low, high = found.interval
-    assert low <= found.mean <= high
-    assert (found.deviation == 0) == (low == high) == (len(set(runs)) == 1)
-    # One mean against zero: the interval touches it where the test is at its level.
-    if found.deviation:
-        end = max(abs(low), abs(high)) - abs(found.mean)
-        t = end / (found.deviation / math.sqrt(found.n))
-        assert ts.student_tail(t, found.n - 1) == pytest.approx(ts.LEVEL, rel=1e-4)
-
-
-def test_an_interval_covers_the_mean_in_95_of_100_cases():
-    import numpy as np
-
-    draws = np.random.default_rng(0).normal(5.0, 2.0, (1000, 4))
-    half = ts.student_quantile(ts.LEVEL, 3) * draws.std(1, ddof=1) / 2
-    covered = np.mean(abs(draws.mean(1) - 5.0) < half)
-    # Three standard deviations of a share of 1,000.
-    assert abs(covered - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 1000)
-    assert ts.summarise(draws[0].tolist()).interval[1] == pytest.approx(draws[0].mean() + half[0])
 
 
 # Verdicts

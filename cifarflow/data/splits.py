@@ -20,6 +20,7 @@ import numpy as np
 from cifarflow.errors import ConfigError, DataError, check_choice, check_float, check_int
 
 SPLIT_METHODS = ("last", "stratified")
+_MANY_PIXELS = 10_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,7 +131,7 @@ def check_images_and_labels(
     """Checks a user's arrays before anything is built on them.
 
     Args:
-      images: must be [N, H, W, C] uint8.
+      images: must be [N, H, W, C] uint8, of 0..255 and not of 0 and 1 alone.
       labels: must be [N] integers from 0 to num_classes - 1.
       num_classes: how many classes there are; None only asks for labels of at least 0.
 
@@ -146,6 +147,12 @@ def check_images_and_labels(
         )
     if images.dtype != np.uint8:
         raise DataError(f"images must be uint8 (0 to 255), not {images.dtype}")
+    # A few small pictures may well be as dark as that.
+    if images.size >= _MANY_PIXELS and images.max() == 1:
+        raise DataError(
+            "images must be pixels of 0 to 255, and the largest here is 1: were they scaled to "
+            "0..1 before they became uint8? Give them as they were"
+        )
     if labels.ndim != 1:
         raise DataError(f"labels must have the shape [N], not {labels.shape}")
     if labels.dtype.kind not in "iu":

@@ -4,6 +4,9 @@
     outputs = predict(model, images, tta="mirror")  # of each image and its mirror image
     probabilities = softmax(outputs)
 
+    predictor = Predictor(model, tta="mirror")      # the same, traced once for many calls
+    outputs = predictor(images)
+
 The outputs are whatever the model ends in: logits, for the builders of this library.
 """
 
@@ -17,6 +20,7 @@ import tensorflow as tf
 
 from cifarflow.errors import DataError, check_choice, check_float, check_int
 from cifarflow.models.fusion import fuse
+from cifarflow.models.layers import check_image_shape
 
 
 class _View(NamedTuple):
@@ -85,49 +89,122 @@ def predict(
       averages in the same way; the share of the least confident is of Hiverge's cifar10-speedrun
       (2025), 1/4 there.
     """
-    check_int("batch_size", batch_size)
-    views = _VIEWS[check_choice("tta", tta, _VIEWS)]
-    share = check_float("tta_share", tta_share, maximum=1.0, above_minimum=True)
-    images = np.asarray(images)
-    # None is any size, and a subclassed model does not know its input's shape.
-    shape = getattr(model, "input_shape", None) or (None,) * 4
-    fits = images.ndim == len(shape) == 4 and all(
-        side in (None, size) for side, size in zip(shape[1:], images.shape[1:], strict=True)
-    )
-    if images.dtype != np.uint8 or not fits:
-        wanted = ", ".join("any" if side is None else str(side) for side in shape[1:])
-        raise DataError(
-            f"images must be [N, {wanted}] uint8 for this model, "
-            f"not {list(images.shape)} {images.dtype}"
-        )
-    if not len(images):
-        raise DataError("images must hold at least one image, not 0")
-    if tta == "multicrop" and min(images.shape[1:3]) < 2:
-        raise DataError(
-            f"images must be 2 pixels or more in height and width for tta={tta!r}, "
-            f"not {list(images.shape)}"
-        )
+    return Predictor(model, batch_size=batch_size, tta=tta, tta_share=tta_share)(images)
 
-    forward = _make_forward(model, images.shape[1:], shifts=tta == "multicrop")
 
-    def outputs_of(images: np.ndarray, view: _View) -> np.ndarray:
-        batches = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
+class Predictor:
+    """`predict` for one model and many calls: traced once for each shape of image.
+
+    Each call takes the weights that the model has by then.  A model whose layers have changed needs
+    a new one.
+
+    Args:
+      model: as `predict` takes it, and so are the others.
+      batch_size: images a call of the model.
+      tta: test-time augmentation.
+      tta_share: which share of the images gets all views.
+
+    Raises:
+      ConfigError: as `predict`.
+    """
+
+    def __init__(
+        self, model: Any, *, batch_size: int = 500, tta: str = "none", tta_share: float = 1.0
+    ) -> None:
+        self._model = model
+        self._batch_size = check_int("batch_size", batch_size)
+        self._tta = check_choice("tta", tta, _VIEWS)
+        self._share = check_float("tta_share", tta_share, maximum=1.0, above_minimum=True)
+        # By the images' (H, W, C).
+        self._forwards: dict[tuple[int, ...], Callable[..., Any]] = {}
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Returns the outputs for images, as `predict` does.
+
+        Args:
+          images: [N, H, W, C] uint8, 0..255, N >= 1.
+
+        Returns:
+          Outputs [N, num_classes] float32.
+
+        Raises:
+          DataError: as `predict`.
+        """
+        images = np.asarray(images)
+        self._check_images(images)
+        plain, *others = _VIEWS[self._tta]
+        outputs = self._outputs_of(images, plain)
+        if others:
+            chosen: Any = slice(None)
+            if self._share < 1:
+                count = self._count_unsure(len(images))
+                chosen = np.argsort(_confidence(outputs), kind="stable")[:count]
+            unsure = images[chosen]
+            mean = plain.weight * outputs[chosen]
+            for view in others:
+                mean += view.weight * self._outputs_of(unsure, view)
+            outputs[chosen] = mean
+        return outputs
+
+    def compile(self, image_shape: tuple[int, int, int], *, num_images: int) -> None:
+        """Does, once and without any images, what the first call takes longer for.
+
+        It traces the model and runs each size of batch that the call will have over black images,
+        since kernels choose their way of working, and XLA compiles, at a size's first use.
+
+        Args:
+          image_shape: (H, W, C) of the images to come.
+          num_images: how many a call will have.
+
+        Raises:
+          ConfigError: if num_images is not a whole number >= 1.
+          DataError: if image_shape is not three sizes, or not what the model and tta take.
+        """
+        shape = check_image_shape(image_shape)
+        counts = {check_int("num_images", num_images)}
+        if len(_VIEWS[self._tta]) > 1:
+            counts.add(self._count_unsure(num_images))
+        # The last batch may be smaller.
+        sizes = {size for n in counts for size in (min(n, self._batch_size), n % self._batch_size)}
+        images = np.zeros((max(sizes), *shape), np.uint8)
+        self._check_images(images)
+        for size in sorted(sizes - {0}):
+            self._outputs_of(images[:size], _VIEWS[self._tta][0])
+
+    def _check_images(self, images: np.ndarray) -> None:
+        # None is any size, and a subclassed model does not know its input's shape.
+        shape = getattr(self._model, "input_shape", None) or (None,) * 4
+        fits = images.ndim == len(shape) == 4 and all(
+            side in (None, size) for side, size in zip(shape[1:], images.shape[1:], strict=True)
+        )
+        if images.dtype != np.uint8 or not fits:
+            wanted = ", ".join("any" if side is None else str(side) for side in shape[1:])
+            raise DataError(
+                f"images must be [N, {wanted}] uint8 for this model, "
+                f"not {list(images.shape)} {images.dtype}"
+            )
+        if not len(images):
+            raise DataError("images must hold at least one image, not 0")
+        if self._tta == "multicrop" and min(images.shape[1:3]) < 2:
+            raise DataError(
+                f"images must be 2 pixels or more in height and width for tta={self._tta!r}, "
+                f"not {list(images.shape)}"
+            )
+
+    def _count_unsure(self, num_images: int) -> int:
+        """How many of so many images get all views."""
+        return max(1, round(self._share * num_images))
+
+    def _outputs_of(self, images: np.ndarray, view: _View) -> np.ndarray:
+        """Outputs [N, num_classes] of one view of each image."""
+        shape = images.shape[1:]
+        if shape not in self._forwards:
+            shifts = self._tta == "multicrop"
+            self._forwards[shape] = _make_forward(self._model, shape, shifts=shifts)
+        forward, size = self._forwards[shape], self._batch_size
+        batches = (images[i : i + size] for i in range(0, len(images), size))
         where = [tf.constant(value) for value in view[1:]]
         return np.concatenate([forward(tf.constant(batch), *where).numpy() for batch in batches])
-
-    plain, *others = views
-    outputs = outputs_of(images, plain)
-    if others:
-        chosen: Any = slice(None)
-        if share < 1:
-            count = max(1, round(share * len(images)))
-            chosen = np.argsort(_confidence(outputs), kind="stable")[:count]
-        unsure = images[chosen]
-        mean = plain.weight * outputs[chosen]
-        for view in others:
-            mean += view.weight * outputs_of(unsure, view)
-        outputs[chosen] = mean
-    return outputs
 
 
 def _make_forward(model: Any, shape: tuple[int, ...], *, shifts: bool) -> Callable[..., Any]:

@@ -158,11 +158,17 @@ class LayerFactory:
         return keras.layers.Activation(self.activation, dtype=self.policy)(x)
 
     def batch_norm(
-        self, x: Any, momentum: float, *, scale: bool = True, epsilon: float = 1e-3
+        self,
+        x: Any,
+        momentum: float,
+        *,
+        scale: bool = True,
+        epsilon: float = 1e-3,
+        name: str | None = None,
     ) -> Any:
         """Normalises over the batch; momentum is Keras's, the weight of the running value."""
         return keras.layers.BatchNormalization(
-            momentum=momentum, scale=scale, epsilon=epsilon, dtype=self.policy
+            momentum=momentum, scale=scale, epsilon=epsilon, dtype=self.policy, name=name
         )(x)
 
     def dropout(self, x: Any, rate: float) -> Any:

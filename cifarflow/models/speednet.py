@@ -57,7 +57,7 @@ def speednet(
     activation once or more, with 3x3 convolutions without bias.  The image's side goes 32, 31, 15,
     7, 3, 1.  Each 3x3 convolution starts as the identity on its first channels, the rest of its
     filters uniform in +-1/sqrt(fan_in), as is the dense layer.  BatchNorm shifts and does not
-    scale.
+    scale.  The blocks' layers are named from `block1_1_conv` and `block1_1_norm` on.
 
     The whitening layer, a convolution of 2 * C * whitening_size^2 filters, has a kernel that is
     not trained, and a bias that is.  A builder has no images to compute the kernel from: it starts
@@ -124,11 +124,22 @@ def speednet(
             1 / 3, mode="fan_in", distribution="uniform", seed=parts.next_seed()
         )
 
-    def conv(x: Any, width: int) -> Any:
-        return parts.conv(x, width, 3, padding="same", use_bias=False, kernel_initializer=uniform())
+    # With names of their own, so that rates and freezing can tell the blocks apart.
+    def conv(x: Any, width: int, name: str) -> Any:
+        return parts.conv(
+            x,
+            width,
+            3,
+            padding="same",
+            use_bias=False,
+            kernel_initializer=uniform(),
+            name=f"{name}_conv",
+        )
 
-    def normalise(x: Any) -> Any:
-        return parts.batch_norm(x, momentum, scale=False, epsilon=_BATCH_NORM_EPSILON)
+    def normalise(x: Any, name: str) -> Any:
+        return parts.batch_norm(
+            x, momentum, scale=False, epsilon=_BATCH_NORM_EPSILON, name=f"{name}_norm"
+        )
 
     mean, std = channel_statistics(channels)
     inputs, x = parts.image_input(image_shape, mean=mean, std=std)
@@ -141,17 +152,18 @@ def speednet(
         name=_WHITENING,
     )
     x = parts.activate(x)
-    for width in sizes:
-        x = conv(x, width)
+    for block, width in enumerate(sizes, 1):
+        x = conv(x, width, f"block{block}_1")
         if min(x.shape[1:3]) < 2:
             raise ConfigError(
                 f"the image is {x.shape[1]}x{x.shape[2]} pixels before a 2x2 pool: "
                 "give fewer blocks, or a larger image"
             )
-        x = normalise(keras.layers.MaxPooling2D(2, dtype=parts.policy)(x))
+        x = keras.layers.MaxPooling2D(2, dtype=parts.policy)(x)
+        x = normalise(x, f"block{block}_1")
         first = x = parts.activate(x)
         for number in range(2, convs + 1):
-            x = normalise(conv(x, width))
+            x = normalise(conv(x, width, f"block{block}_{number}"), f"block{block}_{number}")
             if residual and number == convs:
                 x = keras.layers.Add(dtype=parts.policy)([x, first])
             x = parts.activate(x)
@@ -265,7 +277,8 @@ def set_whitening(
 
     Raises:
       ConfigError: if the model has no whitening layer, or an argument is out of range.
-      DataError: if the images are not such, too few, or have another number of channels.
+      DataError: if the images are not such, too few, of 0 and 1 alone, or have another number of
+        channels.
     """
     layers = [layer for layer in getattr(model, "layers", ()) if layer.name == _WHITENING]
     if not layers:
@@ -282,4 +295,6 @@ def set_whitening(
             f"images must have the {layer.kernel.shape[2]} channels of model {model.name!r}, "
             f"not the shape {images.shape}"
         )
+    if images.max() == 1:
+        raise DataError("images must be pixels of 0..255 to whiten by, and the largest here is 1")
     layer.kernel.assign(kernel)

@@ -21,7 +21,7 @@ import dataclasses
 import math
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import keras
@@ -161,6 +161,7 @@ def train(
     log_every: Every | None = None,
     hooks: Sequence[Hook] = (),
     loss_fn: LossFn | None = None,
+    freeze: Mapping[str, int] | None = None,
     averaging: Averaging | None = None,
     jit_compile: bool = False,
     fused: bool = True,
@@ -185,6 +186,8 @@ def train(
         than five epochs every twentieth of the run.
       hooks: what else to run, and when.
       loss_fn: function of (labels, outputs) that returns losses [B]; cross-entropy by default.
+      freeze: part of a variable's path -> after how many steps it stops to train, see
+        `make_train_step`.
       averaging: `Lookahead` or `WeightEMA`: what is validated, and what the model holds at the
         end, are then averages of its weights; hooks see it with the weights in training, and
         after an interruption it has those.
@@ -202,8 +205,8 @@ def train(
 
     Raises:
       ConfigError: if an argument is out of range.
-      DataError: if images or labels are not of the shape that the model takes and gives, or a
-        label is out of range.
+      DataError: if images or labels are not of the shape that the model takes and gives, a label
+        is out of range, or images are 0..1 where the model itself scales them.
       NonFiniteError: if the training loss is not finite.
       CheckpointError: if the checkpoint to resume from does not fit.
       WorkdirError: if there are checkpoints and resume is False, or a file cannot be written.
@@ -234,7 +237,7 @@ def train(
         )
     history = history if history is not None else History()
     train_step = make_train_step(
-        model, optimizer, loss_fn=loss_fn, jit_compile=jit_compile, fused=fused
+        model, optimizer, loss_fn=loss_fn, freeze=freeze, jit_compile=jit_compile, fused=fused
     )
     if averaging is not None:
         train_step = averaging.around(train_step, model, total_steps=steps)
@@ -266,6 +269,8 @@ def train(
         train_step, batches, first_step=state.step, last_step=steps, jit_compile=jit_compile
     )
     check_fits(model, runner.element_spec)
+    if runner.element_spec[0].dtype.is_floating:
+        _check_pixels(model, batches)
     if validation is not None:
         check_fits(model, validation.element_spec)
     schedule, clock = EventSchedule(events, state), books.clock
@@ -447,6 +452,19 @@ def check_fits(model: Any, element_spec: Any) -> None:
     if labels.shape.rank not in (1, 2) or labels.shape[1:] not in ([], [None], [outputs]):
         raise DataError(
             f"labels must be [B] integers or [B, {outputs}] probabilities, not {labels.shape}"
+        )
+
+
+def _check_pixels(model: Any, batches: Batches) -> None:
+    """Refuses images that are scaled before a model that scales them: it would see almost black."""
+    if not any(isinstance(layer, keras.layers.Rescaling) for layer in model.layers):
+        return
+    images, _ = next(iter(batches.dataset(0, 1)))
+    largest = float(tf.reduce_max(images))
+    if largest <= 1:
+        raise DataError(
+            f"images must be 0..255 for model {model.name!r}, which scales them itself, and the "
+            f"largest value of the first batch is {largest:g}: leave out the scaling before it"
         )
 
 

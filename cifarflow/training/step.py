@@ -11,14 +11,17 @@ model and optimiser it was made for; make another one for another model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from cifarflow.errors import ConfigError, check_float
+from cifarflow.errors import ConfigError, check_float, check_int
 from cifarflow.models.fusion import fuse
+from cifarflow.optimizers.sgd import check_pattern, path_of, quote_some
 
 LossFn = Callable[[Any, Any], Any]
 
@@ -93,6 +96,7 @@ def make_train_step(
     optimizer: Any,
     *,
     loss_fn: LossFn | None = None,
+    freeze: Mapping[str, int] | None = None,
     jit_compile: bool = False,
     fused: bool = True,
 ) -> Any:
@@ -108,6 +112,10 @@ def make_train_step(
       optimizer: a Keras optimiser; it is built for the model's variables here.
       loss_fn: function of (labels, outputs) that returns losses [B]; by default cross-entropy, of
         logits or, if the model ends in a softmax, of probabilities.
+      freeze: part of a variable's path (a regular expression) -> after how many updates of the
+        optimiser the variables in whose path it is found stop to train: they and their velocities
+        keep their values, and no time goes into their gradients from then on, nor into those
+        of activations that only they need.
       jit_compile: whether XLA compiles the step.
       fused: whether the model runs by fused kernels, see `cifarflow.models.fusion`; False calls
         the model itself, layer by layer as Keras has them.
@@ -118,7 +126,8 @@ def make_train_step(
 
     Raises:
       ConfigError: if the model has no variable to train, or computes in float16 without loss
-        scaling.
+        scaling; if `freeze` is no mapping from expressions to numbers of updates, an expression is
+        found in no path, or nothing would be left to train.
     """
     variables = model.trainable_variables
     if not variables:
@@ -132,11 +141,11 @@ def make_train_step(
     # Slot variables must exist before tracing: a function that creates variables is traced twice.
     if not optimizer.built:
         optimizer.build(variables)
+    stages = freezing_stages(variables, freeze or {})
     losses_fn = loss_fn or default_loss(model)
     forward = fuse(model) if fused else lambda images: model(images, training=True)
 
-    @tf.function(jit_compile=jit_compile)
-    def train_step(images: Any, labels: Any) -> Sums:
+    def update(images: Any, labels: Any, variables: Sequence[Any]) -> Sums:
         with tf.GradientTape() as tape:
             outputs = forward(images)
             loss = tf.reduce_mean(losses_fn(labels, outputs))
@@ -147,7 +156,60 @@ def make_train_step(
         count = tf.cast(tf.shape(images)[0], tf.float32)
         return Sums(loss * count, count_correct(labels, outputs), count)
 
+    @tf.function(jit_compile=jit_compile)
+    def train_step(images: Any, labels: Any) -> Sums:
+        if len(stages) == 1:
+            return update(images, labels, stages[0][1])
+        # All stages are in one graph, so that a run has one step from its start to its end.
+        over = [tf.cast(optimizer.iterations >= start, tf.int32) for start, _ in stages[1:]]
+        branches = [functools.partial(update, images, labels, left) for _, left in stages]
+        sums: Sums = tf.switch_case(tf.add_n(over), branches)
+        return sums
+
     return train_step
+
+
+def freezing_stages(
+    variables: Sequence[Any], freeze: Mapping[str, int]
+) -> list[tuple[int, list[Any]]]:
+    """The stages of training under `freeze`.
+
+    Args:
+      variables: those that are trained at first.
+      freeze: as in `make_train_step`.
+
+    Returns:
+      For each stage the update it begins with, and the variables that are trained in it.
+
+    Raises:
+      ConfigError: if `freeze` is no mapping from expressions to numbers of updates, an expression
+        is found in no path, or nothing would be left to train.
+    """
+    if not isinstance(freeze, Mapping):
+        raise ConfigError(
+            "freeze must be parts of variables' paths and after how many updates they freeze, "
+            f"such as {{'whitening/bias': 100}}, not {freeze!r}"
+        )
+    ends: dict[int, int] = {}
+    for pattern, count in freeze.items():
+        check_pattern("freeze's keys", pattern)
+        check_int(f"freeze[{pattern!r}]", count, minimum=0)
+        paths = [path_of(variable) for variable in variables]
+        found = [index for index, path in enumerate(paths) if re.search(pattern, path)]
+        if not found:
+            raise ConfigError(
+                f"freeze must match trainable variables, not {pattern!r}: there are "
+                f"{quote_some(paths)}"
+            )
+        for index in found:
+            ends[index] = min(count, ends.get(index, count))
+    if len(ends) == len(variables):
+        raise ConfigError(f"freeze must leave a variable to train, not {dict(freeze)!r}")
+    stages = []
+    for start in sorted({0, *ends.values()}):
+        left = [v for index, v in enumerate(variables) if ends.get(index, start + 1) > start]
+        stages.append((start, left))
+    return stages
 
 
 def make_eval_step(

@@ -1,0 +1,282 @@
+"""A recipe trained from one end to the other.
+
+run = train_recipe("lab_cnn", workdir="runs/first", epochs=2)
+print(run.summary["test_accuracy"])
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import platform
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cifarflow.data.pipeline import evaluation_batches
+from cifarflow.data.splits import Dataset
+from cifarflow.device import describe_device, prepare_gpus
+from cifarflow.errors import ConfigError, DataError, NonFiniteError
+from cifarflow.evaluation.metrics import accuracy, confusion_matrix, per_class_accuracy
+from cifarflow.evaluation.predict import predict
+from cifarflow.recipes.build import assemble, limit_as_asked, load_recipe_data, predict_options
+from cifarflow.recipes.named import get_recipe
+from cifarflow.recipes.recipe import Recipe
+from cifarflow.training.checkpoints import Checkpoints, hash_arrays
+from cifarflow.training.history import History
+from cifarflow.training.hooks import Hook, epochs_to_steps
+from cifarflow.training.loop import ProgressView, Run, train
+from cifarflow.training.profile import profile as profile_steps
+from cifarflow.training.tensorboard import tensorboard_writer
+from cifarflow.training.workdir import Workdir
+
+# What a finished run's summary must hold for the run to be shown again.
+_SHOWN_KEYS = frozenset(
+    [
+        "recipe",
+        "dataset",
+        "parameters",
+        "epochs",
+        "seed",
+        "precision",
+        "device",
+        "train_seconds",
+        "images_per_second",
+        "examples",
+        "test_loss",
+        "test_accuracy",
+        "confusion_matrix",
+        "weights_sha256",
+    ]
+)
+
+
+def train_recipe(
+    recipe: str | Recipe,
+    *,
+    workdir: str | pathlib.Path | None = None,
+    resume: bool = False,
+    data_dir: str | pathlib.Path | None = None,
+    dataset: Dataset | None = None,
+    hooks: Sequence[Hook] = (),
+    progress: Callable[..., Any] | None = None,
+    tensorboard: bool = False,
+    profile: Callable[[str], object] | None = None,
+    **changes: Any,
+) -> Run:
+    """Trains a recipe, evaluates it on the test set once, and writes down what came out.
+
+    Args:
+      recipe: a name in `RECIPES`, or a recipe.
+      workdir: the run's folder; None writes nothing.
+      resume: go on with the run that is in workdir; starts afresh where there is none.
+      data_dir: where CIFAR-10 is, see `load_cifar10`.
+      dataset: data that is loaded already, or data of your own; in place of loading the recipe's.
+      hooks: what else to run during training, and when.
+      progress: makes a context manager that shows progress, called with total_steps and the
+        keywords steps_per_epoch, first_step and description; `Progress` is one.
+      tensorboard: write an event file into workdir.
+      profile: profile some steps before training, see `cifarflow.profile`: the trace goes into
+        workdir's folder profile, where the time goes and what bounds the step to this function,
+        such as `print`.  The run comes out the same.  A profile that is there already stays.
+      **changes: fields of the recipe and their new values.
+
+    Returns:
+      The `Run`.  Its summary is also summary.json.
+
+    Raises:
+      ConfigError: if a value is out of range, or does not fit the data.
+      DataError, DataNotFoundError: see `load_data`.
+      WorkdirError: if workdir cannot be written, or holds another run.
+      CheckpointError: if the checkpoint to resume from is damaged.
+      NonFiniteError: if the loss is not finite.
+      TrainingInterrupted: after Ctrl-C.
+    """
+    started = time.perf_counter()
+    recipe = get_recipe(recipe, **changes)
+    if progress is not None and not callable(progress):
+        raise ConfigError(f"progress must be Progress or None, not {progress!r}")
+    if profile is not None and not callable(profile):
+        raise ConfigError(f"profile must be a function such as print, or None, not {profile!r}")
+    needy = {"resume=True": resume, "tensorboard=True": tensorboard, "profile": profile}
+    needs = next((name for name, value in needy.items() if value), None)
+    if workdir is None and needs is not None:
+        raise ConfigError(f"{needs} needs a workdir, not None")
+    prepare_gpus()
+    if dataset is None:
+        dataset = load_recipe_data(recipe, data_dir=data_dir)
+    dataset = limit_as_asked(recipe, dataset)
+    if not len(dataset.test):
+        raise DataError(f"the data set {dataset.name!r} must have test images, not 0")
+    pieces = assemble(recipe, dataset)
+    recipe, model, optimizer = pieces.recipe, pieces.model, pieces.optimizer
+    batches, loss_fn = pieces.batches, pieces.loss_fn
+    validation = None
+    if len(dataset.validation):
+        validation = evaluation_batches(
+            dataset.validation.images, dataset.validation.labels, batch_size=recipe.eval_batch_size
+        )
+
+    folder = Workdir(workdir) if workdir is not None else None
+    tags = {"dataset": dataset.name}
+    checkpoints = None
+    history = History(tags=tags)
+    if folder is not None:
+        there = folder.open(recipe.to_json(), resume=resume)
+        checkpoints = Checkpoints(folder.checkpoints)
+        if there and folder.metrics.exists():
+            history = History.load(folder.metrics, tags=tags)
+        else:
+            history = History(folder.metrics, tags=tags)
+        if profile is not None:
+            _profile(
+                folder.path / "profile",
+                profile,
+                model,
+                optimizer,
+                batches=batches,
+                loss_fn=loss_fn,
+                jit_compile=recipe.jit_compile == "true",
+            )
+        summary = folder.read_summary(_SHOWN_KEYS)
+        newest = checkpoints.latest()
+        if summary is not None and newest is not None:
+            # A finished run: the test set is not read a second time.
+            variables = [*model.variables, *optimizer.variables]
+            if pieces.averaging is not None:
+                pieces.averaging.build(model)
+                variables += pieces.averaging.variables
+            checkpoints.restore(newest, variables)
+            if pieces.averaging is not None:
+                pieces.averaging.finish()
+            outputs = folder.read_test_outputs()
+            return Run(model, history, summary, folder.path, test_outputs=outputs)
+        # A run that ended between its test and its summary is tested again.
+        history.rows = [row for row in history.rows if row["split"] != "test"]
+        if tensorboard:
+            history.listeners.append(tensorboard_writer(folder.path / "tensorboard"))
+
+    first_step = (checkpoints.latest() or 0) if checkpoints is not None and resume else 0
+    total_steps = epochs_to_steps(recipe.epochs, steps_per_epoch=batches.steps_per_epoch)
+    with contextlib.ExitStack() as stack:
+        view = None
+        if progress is not None:
+            shown = progress(
+                total_steps,
+                steps_per_epoch=batches.steps_per_epoch,
+                first_step=first_step,
+                description=f"{recipe.name}, {dataset.name}",
+            )
+            view = stack.enter_context(shown)
+            _announce(view, recipe, dataset, model)
+        run = train(
+            model,
+            optimizer,
+            batches=batches,
+            total_steps=total_steps,
+            validation=validation,
+            hooks=hooks,
+            loss_fn=loss_fn,
+            freeze=pieces.freeze,
+            averaging=pieces.averaging,
+            jit_compile=recipe.jit_compile == "true",
+            history=history,
+            checkpoints=checkpoints,
+            resume=resume,
+            progress=view,
+        )
+    outputs = predict(model, dataset.test.images, **predict_options(recipe))
+    summary = _summary(recipe, dataset, run, loss_fn, outputs)
+    summary["total_seconds"] = round(time.perf_counter() - started, 3)
+    if folder is not None:
+        folder.write_test_outputs(outputs)
+        folder.write_json("summary.json", summary)
+    path = folder.path if folder is not None else None
+    return Run(model, history, summary, path, test_outputs=outputs)
+
+
+def _profile(
+    directory: pathlib.Path, show: Callable[[str], object], *arguments: Any, **options: Any
+) -> None:
+    """Profiles some steps and shows what came out, unless the run has a profile already."""
+    if directory.exists():
+        show(f"the run has a profile already, in {directory}: it stays, and no other is made")
+        return
+    found = profile_steps(*arguments, directory=directory, **options)
+    show(f"{found.table()}\n{found.verdict}")
+    show(f"the trace is in {directory}: https://ui.perfetto.dev opens trace.json.gz")
+
+
+def _summary(
+    recipe: Recipe, dataset: Dataset, run: Run, loss_fn: Any, outputs: np.ndarray
+) -> dict[str, Any]:
+    """Says what came of the run; `outputs` are the model's for the test set."""
+    model, test = run.model, dataset.test
+    losses = loss_fn(tf.constant(test.labels), tf.constant(outputs)).numpy()
+    extra = float(sum(float(loss) for loss in model.losses))
+    matrix = confusion_matrix(test.labels, outputs.argmax(-1), num_classes=dataset.num_classes)
+    test_loss = float(np.mean(losses, dtype=np.float64)) + extra
+    test_accuracy = accuracy(matrix)
+    if not np.isfinite(test_loss):
+        raise NonFiniteError(
+            f"the test loss is {test_loss} after the last step: try a smaller learning_rate than "
+            f"{recipe.learning_rate:g}"
+        )
+    run.history.add(
+        step=run.summary["steps"],
+        epoch=run.summary["epochs"],
+        split="test",
+        loss=test_loss,
+        accuracy=test_accuracy,
+    )
+    return {
+        "recipe": recipe.name,
+        "dataset": dataset.name,
+        "data_source": dataset.source,
+        "examples": {
+            "train": len(dataset.train),
+            "validation": len(dataset.validation),
+            "test": len(test),
+        },
+        "parameters": model.count_params(),
+        "epochs": run.summary["epochs"],
+        "steps": run.summary["steps"],
+        "seed": recipe.seed,
+        "precision": recipe.precision,
+        "jit_compile": recipe.jit_compile == "true",
+        "device": describe_device(),
+        "train_seconds": run.summary["train_seconds"],
+        "compile_seconds": run.summary["compile_seconds"],
+        "images_per_second": run.summary["images_per_second"],
+        "step_traces": run.summary["step_traces"],
+        "stop_reason": run.summary["stop_reason"],
+        "test_loss": test_loss,
+        "test_accuracy": test_accuracy,
+        "per_class_accuracy": [
+            None if np.isnan(share) else round(float(share), 4)
+            for share in per_class_accuracy(matrix)
+        ],
+        "confusion_matrix": matrix.tolist(),
+        "class_names": list(dataset.class_names),
+        "weights_sha256": hash_arrays(model.variables),
+        "versions": {
+            "python": platform.python_version(),
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def _announce(view: ProgressView, recipe: Recipe, dataset: Dataset, model: Any) -> None:
+    """Says what is about to be trained, on what, and where."""
+    view.line(
+        f"{recipe.name}: {model.count_params():,} parameters, {recipe.epochs:g} epochs of "
+        f"{len(dataset.train):,} {dataset.name} images, batch {recipe.batch_size}, "
+        f"{recipe.precision}, seed {recipe.seed}"
+    )
+    view.line(f"data from {dataset.source}; on {describe_device()}")
