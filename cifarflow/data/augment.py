@@ -11,8 +11,9 @@
     images = augment(images, seed)
 
 Every function takes images [B, H, W, C] of any dtype and a seed [2] int64, and returns images of
-the same shape and dtype.  The same arguments always give the same result, so that any batch of
-the past can be drawn again: for uint8 images the same bytes on every device.
+the same shape and dtype (`make_augment`'s with light: float32).  The same arguments always give the
+same result, so that any batch of the past can be drawn again: for uint8 images the same bytes on
+every device.
 
 `alternating_flip` takes each image's place in the training arrays and the epoch as well.
 """
@@ -292,8 +293,13 @@ def _check_strength(name: str, strength: object) -> float:
     return check_float(f"{name} strength", strength, maximum=_MOST_STRENGTH)
 
 
-def _relight(images: Any, seed: Any, *, brightness: float = 0, contrast: float = 0) -> Any:
-    """Brightness and contrast in one multiplication and one addition, rounded and clipped once."""
+def _relight(
+    images: Any, seed: Any, *, brightness: float = 0, contrast: float = 0, rounded: bool = True
+) -> Any:
+    """Brightness and contrast in one multiplication and one addition.
+
+    Integers are rounded and clipped once; or not, and become float32.
+    """
     height, width = _image_sides(images)
     channels, batch, dtype = images.shape[3], tf.shape(images)[0], tf.as_dtype(images.dtype)
     # One byte, or half a float, is exact in float32; anything else may need all of float64.
@@ -321,8 +327,12 @@ def _relight(images: Any, seed: Any, *, brightness: float = 0, contrast: float =
         offset -= mean * change
         pixels *= tf.cast(1 + change, compute)
     if dtype.is_integer:
-        # Rounded down by the cast, so half up with the half.
-        offset = tf.round(offset * _UNITS) / _UNITS + 0.5
+        offset = tf.round(offset * _UNITS) / _UNITS
+        if rounded:
+            # Rounded down by the cast, so half up with the half.
+            offset += 0.5
+        else:
+            dtype = tf.float32
     pixels += tf.cast(offset, compute)
     if dtype.is_integer:
         pixels = tf.clip_by_value(
@@ -380,7 +390,8 @@ class Augment:
           epoch: scalar, as `alternating_flip`; for others it does not matter.
 
         Returns:
-          [B, H, W, C] of the same dtype.
+          [B, H, W, C] of the same dtype; but of integers, with brightness or contrast among the
+          parts, float32, not rounded and not clipped.
 
         Raises:
           ConfigError: if a number does not fit the images, or examples or epoch are missing.
@@ -409,7 +420,9 @@ class Augment:
             images = _take_pixels(images, rows, columns)
         light = {name: parts[name] for name in ("brightness", "contrast") if name in parts}
         if light:
-            images = _relight(images, seed, **light)
+            # Rounded to bytes again, images would differ from real ones by just what a whitening
+            # layer enlarges most.
+            images = _relight(images, seed, rounded=False, **light)
         if "cutout" in parts:
             images = cutout(images, seed, size=parts["cutout"])
         return images

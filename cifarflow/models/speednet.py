@@ -142,8 +142,11 @@ def speednet(
         )
 
     mean, std = channel_statistics(channels)
-    inputs, x = parts.image_input(image_shape, mean=mean, std=std)
-    x = parts.conv(
+    # In float32 whatever the policy: where patches hardly differ the filters enlarge a difference
+    # forty times, and with it the rounding of bfloat16.
+    exact = LayerFactory(dtype_policy="float32", activation=activation, seed=seed)
+    inputs, x = exact.image_input(image_shape, mean=mean, std=std)
+    x = exact.conv(
         x,
         2 * channels * whitening_size**2,
         whitening_size,
