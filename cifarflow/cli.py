@@ -23,6 +23,7 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -34,7 +35,6 @@ from absl import app, flags
 from cifarflow.errors import CifarflowError, ConfigError
 
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 
 @contextlib.contextmanager
@@ -53,7 +53,7 @@ def _quiet_import() -> Iterator[None]:
         except KeyboardInterrupt:
             # TensorFlow takes seconds to load, long enough to change one's mind.
             os.write(kept, b"\ninterrupted\n")
-            os._exit(EXIT_INTERRUPTED)
+            os._exit(128 + signal.SIGINT)
         except BaseException:
             held.seek(0)
             os.write(kept, held.read())
@@ -233,10 +233,18 @@ def run(main: Callable[[], None]) -> None:
     """Parses the flags, runs `main`, and ends the process.
 
     Exit status: 0 when done, 2 when the input cannot work (one line on stderr), 130 when
-    interrupted with the state saved.  Any other exception is a bug and keeps its traceback.
+    interrupted by Ctrl-C and 143 by SIGTERM, with the state saved.  Any other exception is a bug
+    and keeps its traceback.
     """
+    terminated: list[int] = []
+
+    def terminate(number: int, frame: object) -> None:
+        terminated.append(number)
+        raise KeyboardInterrupt
 
     def guarded(argv: Sequence[str]) -> int:
+        # Where training does not note it: while data is read, say, or the test set.
+        kept = signal.signal(signal.SIGTERM, terminate)
         try:
             if len(argv) > 1:
                 raise ConfigError(
@@ -246,22 +254,26 @@ def run(main: Callable[[], None]) -> None:
         except CifarflowError as error:
             return _complain(str(error))
         except TrainingInterrupted as error:
-            return _interrupted(str(error), can_resume=error.checkpoint is not None)
+            can_resume = error.checkpoint is not None
+            return _interrupted(str(error), signal_number=error.signal, can_resume=can_resume)
         except KeyboardInterrupt:
             # A run that has made its folder goes on from its newest checkpoint, or its start.
             workdir = FLAGS["workdir"].value if "workdir" in FLAGS else None
             begun = workdir is not None and any(pathlib.Path(workdir).rglob("recipe.json"))
-            return _interrupted("interrupted", can_resume=begun)
+            number = signal.SIGTERM if terminated else signal.SIGINT
+            return _interrupted("interrupted", signal_number=number, can_resume=begun)
+        finally:
+            signal.signal(signal.SIGTERM, kept)
         return 0
 
     app.run(guarded, flags_parser=_parse_flags)
 
 
-def _interrupted(message: str, *, can_resume: bool) -> int:
+def _interrupted(message: str, *, signal_number: int, can_resume: bool) -> int:
     print(f"\n{message}", file=sys.stderr)
     if can_resume:
         print(f"to go on: {resume_command()}", file=sys.stderr)
-    return EXIT_INTERRUPTED
+    return 128 + signal_number
 
 
 def print_summary(run: Run) -> None:

@@ -1,9 +1,12 @@
 """Checkpoints: whole or not there, verified before anything is set."""
 
 import contextlib
+import io
 import json
 import pickle
+import re
 import shutil
+import threading
 import zipfile
 
 import keras
@@ -279,3 +282,160 @@ def test_hash_arrays():
     assert hash_arrays(one) == hash_arrays(iter(one))
     assert hash_arrays(one) != hash_arrays(one[::-1])
     assert hash_arrays([np.eye(3)[:, ::2]]) == hash_arrays([np.eye(3)[:, ::2].copy()])
+
+
+# --- written in the background ---------------------------------------------------------------
+
+
+def test_what_is_saved_is_what_was_there_when_it_began(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    variables = some_variables()
+    expected = arrays(variables)
+    go_on = threading.Event()
+    write = module.np.savez
+
+    def slowly(*args, **kwargs):
+        assert go_on.wait(30)
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(module.np, "savez", slowly)
+    path = checkpoints.begin_save(3, variables)
+    zeroed(variables)
+    assert not path.exists()
+    go_on.set()
+    checkpoints.wait()
+    checkpoints.wait()
+    checkpoints.restore(3, variables)
+    for a, b in zip(expected, arrays(variables), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_save_that_fails_is_told_once(tmp_path):
+    folder = tmp_path / "file"
+    folder.write_text("mine")
+    checkpoints = Checkpoints(folder)
+    checkpoints.begin_save(1, some_variables())
+    with pytest.raises(WorkdirError, match="cannot write checkpoint"):
+        checkpoints.begin_save(2, some_variables())
+    checkpoints.wait()
+    folder.unlink()
+    checkpoints.save(3, some_variables())
+    assert checkpoints.steps() == [3]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    left = tmp_path / ".step_00000002.npz.0123456789abcdef"
+    mine = tmp_path / ".step_00000002.npz.mine"
+    for path in (left, mine):
+        path.write_bytes(b"half")
+    Checkpoints(tmp_path).save(3, some_variables())
+    assert mine.exists()
+    assert not left.exists()
+
+
+# --- the best, and the one before --------------------------------------------------------------
+
+
+def test_the_best_stays(tmp_path):
+    variables = some_variables()
+    for step, score in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None)):
+        # Another object each time, as after a restart.
+        checkpoints = Checkpoints(tmp_path, keep=1)
+        variables[1].assign(np.full(4, step))
+        checkpoints.save(step, variables, score=score)
+    assert checkpoints.steps() == [4]
+    assert checkpoints.restore_best(variables) == 2
+    np.testing.assert_array_equal(variables[1], np.full(4, 2.0))
+    model_alone = zeroed(some_variables(shapes=((2, 3),), names=("kernel",)))
+    assert checkpoints.restore_best(model_alone) == 2
+    assert np.asarray(model_alone[0]).all()
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint .*best\.npz"):
+        Checkpoints(tmp_path / "other").restore_best(variables)
+    with pytest.raises(ConfigError, match=r"score must be a finite number .* not nan"):
+        checkpoints.save(5, variables, score=float("nan"))
+
+
+def damage(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_the_one_before_a_damaged_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    assert checkpoints.latest_whole() is None
+    for step in (1, 2, 3):
+        checkpoints.save(step, some_variables())
+    told = []
+    assert checkpoints.latest_whole(report=told.append) == 3
+    assert told == []
+    damage(checkpoints.path(3))
+    with pytest.warns(UserWarning, match=r"step_00000003\.npz' is damaged.*of step 2"):
+        assert checkpoints.latest_whole() == 2
+    checkpoints.path(2).write_bytes(b"")
+    assert checkpoints.latest_whole(report=told.append) == 1
+    assert [re.findall(r"step_0*(\d)\.npz", line) for line in told] == [["3"], ["2"]]
+    damage(checkpoints.path(1))
+    with pytest.raises(CheckpointError, match=r"is damaged: .*, and the 2 before it are too"):
+        checkpoints.latest_whole(report=told.append)
+
+
+# --- files that somebody made ------------------------------------------------------------------
+
+
+def rewritten(path, change, *, compression=zipfile.ZIP_STORED):
+    """The same zip file with other members."""
+    with zipfile.ZipFile(path) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    members = change(members)
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+
+
+def with_header(members, **changes):
+    data = members["header.npy"]
+    start = data.index(b"\n") + 1
+    header = {**json.loads(data[start:]), **changes}
+    buffer = io.BytesIO()
+    np.save(buffer, np.frombuffer(json.dumps(header).encode(), np.uint8))
+    return {**members, "header.npy": buffer.getvalue()}
+
+
+def of_shape(data, shape):
+    """A member whose own header claims another shape."""
+    old = re.search(rb"'shape': \(.*?\), }", data).group()
+    new = f"'shape': {shape}, }}".encode()
+    return data.replace(old + b" " * (len(new) - len(old)), new, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda m: with_header(m, step=2), "SHA-256"),
+        (lambda m: with_header(m, extra={"pending": [1]}), "SHA-256"),
+        (lambda m: with_header(m, score=-5.0), "SHA-256"),
+        (lambda m: with_header(m, score="best"), "could not convert"),
+        (lambda m: with_header(m, step="2"), "its step is no number"),
+        (lambda m: with_header(m, format=1), "it is of format 1, this version reads 2"),
+        (lambda m: {**m, "more.npy": m["0000.npy"]}, "holds 1 members more than it says"),
+        (lambda m: {**m, "0001.npy": of_shape(m["0001.npy"], (10**10,))}, "has 16 bytes, not"),
+        (lambda m: {**m, "0001.npy": m["0001.npy"] + b"xxxx"}, "has 20 bytes, not those"),
+    ],
+)
+def test_a_file_that_somebody_changed(tmp_path, change, text):
+    checkpoints = Checkpoints(tmp_path)
+    path = checkpoints.save(1, some_variables())
+    rewritten(path, change)
+    variables = zeroed(some_variables())
+    with pytest.raises(CheckpointError, match=f"is damaged: .*{text}"):
+        checkpoints.restore(1, variables)
+    assert_zero(variables)
+
+
+def test_a_compressed_member_is_not_unpacked(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    path = checkpoints.save(1, some_variables())
+    rewritten(path, lambda members: members, compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match="a member is compressed, and none should be"):
+        checkpoints.restore(1, some_variables())

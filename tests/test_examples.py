@@ -211,7 +211,7 @@ def test_an_interrupted_run_goes_on(tmp_path, env, uninterrupted, number):
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + number, err
     assert "Traceback" not in err
     step = int(re.search(r"interrupted after step (\d+): all is saved in", err)[1])
     total = read_json(uninterrupted / "summary.json")["steps"]

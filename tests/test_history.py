@@ -2,6 +2,8 @@
 
 import json
 import math
+import resource
+import signal
 
 import pytest
 
@@ -149,8 +151,42 @@ def test_unwritable(tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
     history = History(file / "metrics.jsonl")
-    with pytest.raises(WorkdirError, match=r"cannot write .*metrics"):
+    with pytest.warns(UserWarning, match=r"cannot write log .*metrics.*; trying again with each"):
         add(history, 1)
+    add(history, 2)  # told once
+    with pytest.raises(WorkdirError, match=r"cannot write .*metrics"):
+        history.flush()
     with pytest.raises(WorkdirError, match=r"cannot write .*metrics"):
         history.rewind(0)
     assert file.read_text() == "mine"
+
+
+def test_rows_that_could_not_be_written_are_written_later(tmp_path):
+    folder = tmp_path / "run"
+    history = History(folder / "metrics.jsonl")
+    with pytest.warns(UserWarning, match="cannot write log"):
+        add(history, 1)
+    folder.mkdir()
+    add(history, 2)
+    history.flush()
+    assert [row["step"] for row in History.load(folder / "metrics.jsonl").rows] == [1, 2]
+
+
+def test_half_a_row_is_taken_back(tmp_path):
+    """A real file that may not grow: what fits of a row is written, and then taken back."""
+    path = tmp_path / "metrics.jsonl"
+    history = History(path)
+    add(history, 1)
+    whole = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, limits[1]))
+    try:
+        with pytest.warns(UserWarning, match="File too large"):
+            add(history, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == whole
+    add(history, 3)
+    assert [row["step"] for row in History.load(path).rows] == [1, 2, 3]

@@ -245,6 +245,7 @@ def test_the_order_of_events(tmp_path):
     def note(name):
         def run(state):
             splits = [r["split"] for r in state.history.rows if r["step"] == state.step]
+            checkpoints.wait()  # it is written meanwhile
             seen.append((name, state.step, splits, checkpoints.latest()))
             assert state.total_steps == 8
             assert state.train is not None
@@ -555,6 +556,132 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="is damaged"):
         train_tiny(model, total_steps=8, checkpoints=checkpoints, resume=True)
     assert hash_arrays(model.variables) == before
+
+
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(tmp_path):
+    whole = train_tiny(total_steps=8)
+    checkpoints = Checkpoints(tmp_path)
+    train_tiny(total_steps=6, checkpoints=checkpoints, checkpoint_every=Every(steps=2))
+    checkpoints.path(6).write_bytes(checkpoints.path(6).read_bytes()[:-100])
+    with pytest.warns(UserWarning, match=r"step_00000006.npz' is damaged.*of step 4"):
+        run = train_tiny(total_steps=8, checkpoints=checkpoints, resume=True)
+    assert hash_arrays(run.model.variables) == hash_arrays(whole.model.variables)
+
+
+def test_the_best_checkpoint_is_that_of_the_least_validation_loss(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    data = tiny.split(16, 1)
+    run = train_tiny(
+        tiny.tiny_mlp(),
+        SGD(1.0),
+        total_steps=5,
+        validation=evaluation_batches(data.images, data.labels),
+        validate_every=Every(steps=1),
+        checkpoints=checkpoints,
+        checkpoint_every=Every(steps=1),
+    )
+    losses = [row["loss"] for row in run.history.rows if row["split"] == "validation"]
+    model = tiny.tiny_mlp()
+    assert checkpoints.restore_best(model.variables) == 1 + int(np.argmin(losses))
+    assert min(losses) < losses[-1]
+
+
+def test_a_full_disk_is_a_warning_and_another_try(tmp_path, monkeypatch):
+    checkpoints, full = Checkpoints(tmp_path), []
+    fsync = os.fsync
+
+    def disk(number):
+        if full:
+            raise OSError(28, "No space left on device")
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", disk)
+
+    def fill(state):
+        for thread in threading.enumerate():
+            if thread.name == "cifarflow checkpoint":
+                thread.join()
+        full[:] = [1] * (state.step == 4)
+
+    with pytest.warns(UserWarning, match="No space left on device; trying again .* of step 6"):
+        train_tiny(
+            total_steps=8,
+            hooks=[Hook(Every(steps=1), fill)],
+            checkpoints=checkpoints,
+            checkpoint_every=Every(steps=2),
+        )
+    assert checkpoints.steps() == [6, 8]
+    # At the end there is no later: what is in the folder stays.
+    full.append(1)
+    with pytest.raises(WorkdirError, match="No space left on device"):
+        train_tiny(
+            total_steps=9, hooks=[Hook(Every(steps=100))], checkpoints=checkpoints, resume=True
+        )
+    assert checkpoints.steps() == [6, 8]
+
+
+@pytest.mark.parametrize("moment", ["before the events", "in a hook", "in validation"])
+def test_a_run_goes_on_in_the_middle_of_its_events(tmp_path, monkeypatch, moment):
+    data = tiny.split(64, 1)
+    ran = []
+
+    def run(checkpoints=None, *, history=None, resume=False, stop_at=None):
+        def kill(state):
+            ran.append(state.step)
+            if stop_at == state.step:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        return train_tiny(
+            total_steps=9,
+            validation=evaluation_batches(data.images, data.labels, batch_size=4),
+            validate_every=Every(steps=3),
+            log_every=Every(steps=2),
+            hooks=[Hook(Every(steps=3), kill), EarlyStopping(patience_epochs=50)],
+            checkpoints=checkpoints,
+            checkpoint_every=Every(steps=3),
+            history=history,
+            resume=resume,
+        )
+
+    whole = run()
+    hooks_of_the_whole, checkpoints = list(ran), Checkpoints(tmp_path)
+    log = tmp_path / "metrics.jsonl"
+    ran.clear()
+    if moment == "in a hook":
+        with pytest.raises(TrainingInterrupted) as caught:
+            run(checkpoints, history=History(log), stop_at=6)
+    else:
+        # The signal comes in the sixth step, or after the first batches of its validation.
+        name = "make_train_step" if moment == "before the events" else "make_eval_step"
+        real = getattr(loop, name)
+        calls = []
+
+        def counting(*args, **kwargs):
+            step = real(*args, **kwargs)
+
+            def count():
+                calls.append(1)
+                first = 6 if name == "make_train_step" else 16 + 3
+                if len(calls) == first:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+            @tf.function
+            def counted(images, labels):
+                tf.py_function(count, [], [])
+                return step(images, labels)
+
+            return counted
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, name, counting)
+            with pytest.raises(TrainingInterrupted) as caught:
+                run(checkpoints, history=History(log))
+    assert (caught.value.step, caught.value.signal) == (6, signal.SIGTERM)
+    assert checkpoints.latest() == 6
+    again = run(Checkpoints(tmp_path), history=History.load(log), resume=True)
+    assert hash_arrays(again.model.variables) == hash_arrays(whole.model.variables)
+    assert ran == hooks_of_the_whole
+    assert untimed(again.history) == untimed(whole.history)
 
 
 def test_interrupted_without_checkpoints():

@@ -203,9 +203,10 @@ def test_every_layer_has_the_policy_and_the_global_one_stays(family, policy):
     before = keras.config.dtype_policy()
     model = build(family, dtype_policy=policy, softmax=True, dropout=0.5)
     assert keras.config.dtype_policy() == before
-    assert [layer.dtype_policy.name for layer in model.layers[1:-1]] == [policy] * (
-        len(model.layers) - 2
-    )
+    # The input is scaled in float32 for the whitening of speednet, which would enlarge a rounding.
+    exact = 2 if family == "speednet" else 0
+    policies = [layer.dtype_policy.name for layer in model.layers[1:-1]]
+    assert policies == ["float32"] * exact + [policy] * (len(policies) - exact)
     compute = "float32" if policy == "float32" else policy.removeprefix("mixed_")
     assert model.layers[-2].output.dtype == compute
     # Weights stay float32, and so do probabilities: half precision has too few digits.

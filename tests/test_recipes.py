@@ -546,6 +546,7 @@ def test_the_files_of_a_run(standin_run):
     assert recipe["data"] == "standin"
     assert recipe["jit_compile"] in ("true", "false")
     assert sorted(p.name for p in (run.workdir / "checkpoints").iterdir()) == [
+        "best.npz",
         "step_00000005.npz",
         "step_00000010.npz",
     ]

@@ -28,7 +28,7 @@ from cifarflow.recipes.named import get_recipe
 from cifarflow.recipes.recipe import Recipe
 from cifarflow.training.checkpoints import Checkpoints, hash_arrays
 from cifarflow.training.history import History
-from cifarflow.training.hooks import Hook, epochs_to_steps
+from cifarflow.training.hooks import Every, Hook, epochs_to_steps
 from cifarflow.training.loop import ProgressView, Run, train
 from cifarflow.training.profile import profile as profile_steps
 from cifarflow.training.tensorboard import tensorboard_writer
@@ -66,6 +66,7 @@ def train_recipe(
     progress: Callable[..., Any] | None = None,
     tensorboard: bool = False,
     profile: Callable[[str], object] | None = None,
+    checkpoint_every: Every | None = None,
     **changes: Any,
 ) -> Run:
     """Trains a recipe, evaluates it on the test set once, and writes down what came out.
@@ -83,6 +84,7 @@ def train_recipe(
       profile: profile some steps before training, see `cifarflow.profile`: the trace goes into
         workdir's folder profile, where the time goes and what bounds the step to this function,
         such as `print`.  The run comes out the same.  A profile that is there already stays.
+      checkpoint_every: when to save the state into workdir, as in `train`.
       **changes: fields of the recipe and their new values.
 
     Returns:
@@ -143,8 +145,9 @@ def train_recipe(
                 jit_compile=recipe.jit_compile == "true",
             )
         summary = folder.read_summary(_SHOWN_KEYS)
-        newest = checkpoints.latest()
-        if summary is not None and newest is not None:
+        newest = checkpoints.latest_whole() if summary is not None else None
+        # From an older checkpoint, where the last is damaged, its end is trained once more.
+        if summary is not None and newest is not None and newest == summary["steps"]:
             # A finished run: the test set is not read a second time.
             variables = [*model.variables, *optimizer.variables]
             if pieces.averaging is not None:
@@ -186,11 +189,13 @@ def train_recipe(
             jit_compile=recipe.jit_compile == "true",
             history=history,
             checkpoints=checkpoints,
+            checkpoint_every=checkpoint_every,
             resume=resume,
             progress=view,
         )
     outputs = predict(model, dataset.test.images, **predict_options(recipe))
     summary = _summary(recipe, dataset, run, loss_fn, outputs)
+    history.flush()
     summary["total_seconds"] = round(time.perf_counter() - started, 3)
     if folder is not None:
         folder.write_test_outputs(outputs)

@@ -2,34 +2,47 @@
 
     checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
     checkpoints.save(1250, variables, extra={"epoch": 1})
-    extra = checkpoints.restore(checkpoints.latest(), variables)
+    extra = checkpoints.restore(checkpoints.latest_whole(), variables)
+
+    checkpoints.begin_save(2500, variables)  # the values of now; the file is written meanwhile
+    ...
+    checkpoints.wait()
 
 A file is an uncompressed .npz (so nothing in it can run code): one array a variable, in order, and
-a JSON member with the step, names, shapes and a SHA-256 of all the arrays' bytes.  It is written
-beside its final name, flushed to disk and renamed, so a file under a final name is whole.
+a JSON member with the step, names, shapes and a SHA-256 of itself and all the arrays' bytes.  It is
+written beside its final name, flushed to disk and renamed, so a file under a final name is whole.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+import threading
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from cifarflow.errors import CheckpointError, check_int
+from cifarflow.errors import CheckpointError, check_float, check_int
 from cifarflow.files import replacing
 
 _NAME = re.compile(r"step_(\d{8,})\.npz")
-_FORMAT = 1
+_BEST = "best.npz"
+# What a process that was killed while writing leaves beside them.
+_LEFTOVER = re.compile(r"\.(step_\d{8,}|best)\.npz\.[0-9a-f]{16}")
+_FORMAT = 2
 
 
 class Checkpoints:
-    """The checkpoints of one run, in one folder.
+    """The checkpoints of one run, in one folder: the newest ones, and the best.
 
     Args:
       directory: the folder; made at the first save.
@@ -42,6 +55,8 @@ class Checkpoints:
     def __init__(self, directory: str | os.PathLike[str], *, keep: int = 2) -> None:
         self.directory = pathlib.Path(directory)
         self._keep = check_int("keep", keep)
+        self._writer: threading.Thread | None = None
+        self._failure: BaseException | None = None
 
     def steps(self) -> list[int]:
         """The steps that have a file, oldest first."""
@@ -55,12 +70,49 @@ class Checkpoints:
         steps = self.steps()
         return steps[-1] if steps else None
 
+    def latest_whole(self, *, report: Callable[[str], object] = warnings.warn) -> int | None:
+        """The newest step whose file is whole, or None if no step has a file.
+
+        Args:
+          report: told, in a line each, which newer files are damaged.
+
+        Raises:
+          CheckpointError: if there are files, and all are damaged.
+        """
+        steps = self.steps()
+        damaged: list[CheckpointError] = []
+        for step in reversed(steps):
+            try:
+                _read(self.path(step))
+            except CheckpointError as error:
+                damaged.append(error)
+                continue
+            for newer in damaged:
+                report(f"{newer}; going on from the one before, of step {step}")
+            return step
+        if damaged:
+            others = f", and the {len(damaged) - 1} before it are too" if damaged[1:] else ""
+            raise CheckpointError(
+                f"{damaged[0]}{others}: to start over give another folder"
+            ) from damaged[0]
+        return None
+
     def path(self, step: int) -> pathlib.Path:
         """The file of a step."""
         return self.directory / f"step_{step:08d}.npz"
 
+    @property
+    def best_path(self) -> pathlib.Path:
+        """The file of the step with the least score, which stays when newer ones come."""
+        return self.directory / _BEST
+
     def save(
-        self, step: int, variables: Sequence[Any], *, extra: Mapping[str, Any] | None = None
+        self,
+        step: int,
+        variables: Sequence[Any],
+        *,
+        extra: Mapping[str, Any] | None = None,
+        score: float | None = None,
     ) -> pathlib.Path:
         """Writes one checkpoint and removes the oldest ones.
 
@@ -68,30 +120,108 @@ class Checkpoints:
           step: steps done.
           variables: Keras variables, always in the same order.
           extra: JSON values to keep with them.
+          score: how good they are, less is better, such as the validation loss; where it is less
+            than that of all before, `best_path` becomes a copy.
 
         Returns:
           The file's path.
 
         Raises:
+          ConfigError: if score is not a finite number.
           WorkdirError: if it cannot be written; what was there before is untouched.
         """
-        arrays = [np.asarray(variable) for variable in variables]
-        header = {
+        path = self.begin_save(step, variables, extra=extra, score=score)
+        self.wait()
+        return path
+
+    def begin_save(
+        self,
+        step: int,
+        variables: Sequence[Any],
+        *,
+        extra: Mapping[str, Any] | None = None,
+        score: float | None = None,
+    ) -> pathlib.Path:
+        """Takes the values as they are now, and writes them while the caller goes on.
+
+        One file is written at a time: a save that comes too soon waits for the one before.
+
+        Args:
+          step: as in `save`, as are the others.
+          variables: of any values afterwards.
+          extra: JSON values.
+          score: less is better.
+
+        Returns:
+          The path that the file will have.
+
+        Raises:
+          ConfigError: if score is not a finite number.
+          WorkdirError: if the checkpoint before could not be written, and nobody has waited for
+            it; this one is not begun then.
+        """
+        if score is not None:
+            score = check_float("score", score, minimum=-math.inf)
+        self.wait()
+        # Copies, since training goes on in place.
+        arrays = [np.asarray(variable).copy() for variable in variables]
+        header: dict[str, Any] = {
             "format": _FORMAT,
             "step": step,
             "variables": [_describe(v, a) for v, a in zip(variables, arrays, strict=True)],
-            "sha256": hash_arrays(arrays),
+            "score": score,
             "extra": dict(extra or {}),
         }
-        path = self.path(step)
-        text = np.frombuffer(json.dumps(header).encode(), np.uint8)
+
+        def write() -> None:
+            try:
+                self._write(header, arrays)
+            except BaseException as error:  # told by `wait`
+                self._failure = error
+
+        # No daemon: a process that ends finishes the file first.
+        self._writer = threading.Thread(target=write, name="cifarflow checkpoint")
+        self._writer.start()
+        return self.path(step)
+
+    def wait(self) -> None:
+        """Returns when no file is being written.
+
+        Raises:
+          WorkdirError: if the last one could not be written; once.
+        """
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _write(self, header: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
+        """Writes a file, makes it the best if it is, and removes the oldest."""
+        header["sha256"] = _digest(header, arrays)
+        path = self.path(header["step"])
         members: dict[str, Any] = {f"{i:04d}": array for i, array in enumerate(arrays)}
+        members["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
         with replacing(path, what="checkpoint") as file:
-            np.savez(file, header=text, **members)
-        for old in self.steps()[: -self._keep]:
-            if old != step:
-                self.path(old).unlink(missing_ok=True)
-        return path
+            np.savez(file, **members)
+        if header["score"] is not None and header["score"] < self._best_score():
+            with path.open("rb") as source, replacing(self.best_path, what="checkpoint") as file:
+                shutil.copyfileobj(source, file)
+        with suppress(OSError):
+            for old in self.steps()[: -self._keep]:
+                if old != header["step"]:
+                    self.path(old).unlink(missing_ok=True)
+            for entry in self.directory.iterdir():
+                if _LEFTOVER.fullmatch(entry.name):
+                    entry.unlink(missing_ok=True)
+
+    def _best_score(self) -> float:
+        try:
+            score = _read(self.best_path)[0]["score"]
+        except CheckpointError:
+            return math.inf
+        return math.inf if score is None else float(score)
 
     def restore(self, step: int, variables: Sequence[Any]) -> dict[str, Any]:
         """Reads one checkpoint, verifies it, and only then sets the variables.
@@ -107,28 +237,46 @@ class Checkpoints:
           CheckpointError: if the file is missing or damaged, or is of other variables; nothing is
             set then.
         """
-        path = self.path(step)
-        try:
-            header, arrays = _read(path)
-        except CheckpointError as error:
-            older = [kept for kept in self.steps() if kept < step]
-            if not older or not path.exists():
-                raise
-            raise CheckpointError(f"{error}; remove it to go on from step {older[-1]}") from error
-        ours = [_describe(variable, variable) for variable in variables]
-        theirs = header["variables"]
-        if theirs != ours:
-            wrong = next(
-                (pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]),
-                (f"{len(theirs)} variables", f"{len(ours)}"),
-            )
-            raise CheckpointError(
-                f"checkpoint {str(path)!r} is of another model: it has {wrong[0]}, "
-                f"the model has {wrong[1]}"
-            )
-        for variable, array in zip(variables, arrays, strict=True):
-            variable.assign(array)
-        return dict(header["extra"])
+        return _restore(self.path(step), variables)
+
+    def restore_best(self, variables: Sequence[Any]) -> int:
+        """Sets the variables to those of the best checkpoint.
+
+        Args:
+          variables: Keras variables, in the order of `save`; or the first of them only, such as
+            those of the model, which leaves the others alone.
+
+        Returns:
+          The step it is of.
+
+        Raises:
+          CheckpointError: as `restore`; no checkpoint with a score was saved, for one.
+        """
+        _restore(self.best_path, variables, first_only=True)
+        step: int = _read(self.best_path)[0]["step"]
+        return step
+
+
+def _restore(
+    path: pathlib.Path, variables: Sequence[Any], *, first_only: bool = False
+) -> dict[str, Any]:
+    header, arrays = _read(path)
+    ours = [_describe(variable, variable) for variable in variables]
+    theirs = header["variables"]
+    if first_only:
+        theirs = theirs[: len(ours)]
+    if theirs != ours:
+        wrong = next(
+            (pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]),
+            (f"{len(theirs)} variables", f"{len(ours)}"),
+        )
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} is of another model: it has {wrong[0]}, "
+            f"the model has {wrong[1]}"
+        )
+    for variable, array in zip(variables, arrays, strict=not first_only):
+        variable.assign(array)
+    return dict(header["extra"])
 
 
 def _describe(variable: Any, value: Any) -> list[Any]:
@@ -143,27 +291,61 @@ def _describe(variable: Any, value: Any) -> list[Any]:
 def _read(path: pathlib.Path) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Reads and verifies a file."""
     try:
-        # Opened here: NumPy leaves a file open that it cannot read.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
-            header = json.loads(members["header"].tobytes())
-            expected = header["sha256"]
-            arrays = [
-                _as_described(members[f"{number:04d}"], shape, dtype)
-                for number, (_, shape, dtype) in enumerate(header["variables"])
-            ]
+        with path.open("rb") as file, zipfile.ZipFile(file) as members:
+            _check_members(members, os.fstat(file.fileno()).st_size)
+            with members.open("header.npy") as member:
+                header = json.loads(_read_array(member, "header").tobytes())
+            if header["format"] != _FORMAT:
+                raise ValueError(f"it is of format {header['format']}, this version reads 2")
+            arrays = []
+            for number, (name, shape, dtype) in enumerate(header["variables"]):
+                with members.open(f"{number:04d}.npy") as member:
+                    arrays.append(_as_described(_read_array(member, name), shape, dtype))
+            unknown = len(members.namelist()) - len(arrays) - 1
+            if unknown:
+                raise ValueError(f"it holds {unknown} members more than it says")
+            if not isinstance(header["step"], int) or not isinstance(header["extra"], dict):
+                raise ValueError("its step is no number, or what is kept beside it no mapping")
+            float(header["score"] or 0)
+            expected, found = header.pop("sha256"), _digest(header, arrays)
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {str(path)!r}") from None
     # A damaged zip file fails in many ways: wrong compression, wrong version, too long, a flag
     # that says it is encrypted.
     except Exception as error:
         raise CheckpointError(f"checkpoint {str(path)!r} is damaged: {error}") from error
-    found = hash_arrays(arrays)
     if found != expected:
         raise CheckpointError(
             f"checkpoint {str(path)!r} is damaged: SHA-256 of its arrays is {found}, "
             f"it should be {expected}"
         )
     return header, arrays
+
+
+def _check_members(members: zipfile.ZipFile, file_size: int) -> None:
+    """Refuses a file whose members claim more than it has: nothing is allocated on a claim."""
+    infos = members.infolist()
+    if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+        raise ValueError("a member is compressed, and none should be")
+    claimed = sum(info.file_size for info in infos)
+    if claimed > file_size or any(info.file_size != info.compress_size for info in infos):
+        raise ValueError(f"its members claim {claimed} bytes, and the file has {file_size}")
+    if len({info.filename for info in infos}) != len(infos):
+        raise ValueError("two members have the same name")
+
+
+def _read_array(member: Any, name: str) -> np.ndarray:
+    """Reads one member, which must be just as long as its own header says."""
+    version = np.lib.format.read_magic(member)
+    if version != (1, 0):
+        raise ValueError(f"the array of {name} is of .npy version {version}, not (1, 0)")
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(member)
+    if dtype.hasobject or is_fortran:
+        raise ValueError(f"the array of {name} is of objects, or in Fortran order")
+    data = member.read()
+    if len(data) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"the array of {name} has {len(data)} bytes, not those of {shape} {dtype}")
+    return np.frombuffer(data, dtype).reshape(shape)
 
 
 def _as_described(array: np.ndarray, shape: Sequence[int], dtype: str) -> np.ndarray:
@@ -174,6 +356,16 @@ def _as_described(array: np.ndarray, shape: Sequence[int], dtype: str) -> np.nda
     if list(array.shape) != list(shape) or array.dtype.name != dtype:
         raise ValueError(f"an array is {array.dtype.name} {array.shape}, not {dtype} {shape}")
     return array
+
+
+def _digest(header: Mapping[str, Any], arrays: Iterable[Any]) -> str:
+    """SHA-256 over a header and the bytes of all arrays in order."""
+    # As JSON gives it back: tuples are lists then.
+    text = json.dumps(json.loads(json.dumps(header)), sort_keys=True)
+    digest = hashlib.sha256(text.encode())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def hash_arrays(arrays: Iterable[Any]) -> str:

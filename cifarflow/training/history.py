@@ -5,7 +5,8 @@
     epochs, losses = history.series("validation", "loss")
 
 A row is {"step", "epoch", "split", "loss", "accuracy", "learning_rate", "images_per_second"} and
-the tags; what an event does not have is null.  Each row is on disk when `add` returns.
+the tags; what an event does not have is null.  Each row is in the file when `add` returns, unless
+that cannot be written: then it is with the next row that can, or `flush` raises.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import json
 import math
 import os
 import pathlib
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from cifarflow.errors import DataError, WorkdirError
@@ -42,6 +45,7 @@ class History:
         self.listeners: list[Callable[[Row], None]] = []
         self._path = pathlib.Path(path) if path is not None else None
         self._tags = dict(tags or {})
+        self._unwritten: list[Row] = []
 
     def add(
         self,
@@ -65,8 +69,8 @@ class History:
           learning_rate: that the schedule has reached: of the next step.
           images_per_second: training only, since the last row.
 
-        Raises:
-          WorkdirError: if the file cannot be written.
+        Warns:
+          If the file cannot be written, once until it can again.
         """
         row = {
             "step": step,
@@ -80,15 +84,42 @@ class History:
         }
         self.rows.append(row)
         if self._path is not None:
+            is_first = not self._unwritten
+            self._unwritten.append(row)
             try:
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
-            except OSError as error:
-                raise WorkdirError(
-                    f"cannot write log {str(self._path)!r}: {error.strerror}"
-                ) from error
+                self.flush()
+            except WorkdirError as error:
+                # A full disk may have room again; training need not end for it.
+                if is_first:
+                    warnings.warn(f"{error}; trying again with each row", stacklevel=2)
         for listener in self.listeners:
             listener(row)
+
+    def flush(self) -> None:
+        """Writes the rows that could not be written before.
+
+        Raises:
+          WorkdirError: if they still cannot.
+        """
+        if self._path is None or not self._unwritten:
+            return
+        text = "".join(json.dumps(row) + "\n" for row in self._unwritten)
+        try:
+            # Unbuffered: what was written is known when it fails.
+            with self._path.open("ab", buffering=0) as file:
+                end = file.seek(0, os.SEEK_END)
+                try:
+                    data = text.encode()
+                    while data:
+                        data = data[file.write(data) :]
+                except OSError:
+                    # Half a row would spoil the one after it.
+                    with suppress(OSError):
+                        file.truncate(end)
+                    raise
+        except OSError as error:
+            raise WorkdirError(f"cannot write log {str(self._path)!r}: {error.strerror}") from error
+        self._unwritten = []
 
     def series(self, split: str, key: str) -> tuple[list[float], list[float]]:
         """The values of one key over the epochs.
@@ -110,6 +141,7 @@ class History:
           WorkdirError: if the file cannot be written.
         """
         self.rows = [row for row in self.rows if row["step"] <= step]
+        self._unwritten = []
         if self._path is None:
             return
         text = "".join(json.dumps(row) + "\n" for row in self.rows)

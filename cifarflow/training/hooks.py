@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from cifarflow.errors import ConfigError, check_choice, check_float, check_int
@@ -216,6 +216,7 @@ class EventSchedule:
         self._hooks, self._state = hooks, state
         self._next = [self._after(hook) for hook in self._hooks]
         self._last_seconds = [time.monotonic()] * len(self._hooks)
+        self.begin()
 
     def _after(self, hook: Hook) -> int | None:
         return hook.when.next_step(self._state.step, steps_per_epoch=self._state.steps_per_epoch)
@@ -224,22 +225,29 @@ class EventSchedule:
         """The next step at which something is due."""
         return min([self._state.total_steps, *(step for step in self._next if step is not None)])
 
-    def due(self) -> Iterator[Hook]:
-        """The hooks of the step just reached, in order.
+    def begin(self, only: Sequence[int] | None = None) -> None:
+        """Looks at the step just reached.
 
-        A hook that stops training makes the current step the last one, so all other hooks run
+        Args:
+          only: what `unfinished` returned at this step before, to go on with: these, and no others.
+        """
+        self._now = time.monotonic()
+        self._only = only is not None
+        self._left = list(range(len(self._hooks)) if only is None else only)
+
+    def unfinished(self) -> list[int]:
+        """The hooks still due at this step, in order, as places in the list of hooks.
+
+        A hook that stops training makes the current step the last one, so all other hooks are due
         after it, whether or not their own moment has come; the last of them stays the last.
         """
-        now = time.monotonic()
-        left = list(range(len(self._hooks)))
-        while True:
-            index = next((i for i in left if self._is_due(i, now)), None)
-            if index is None:
-                return
-            left.remove(index)
-            self._last_seconds[index] = now
-            self._next[index] = self._after(self._hooks[index])
-            yield self._hooks[index]
+        return [index for index in self._left if self._only or self._is_due(index, self._now)]
+
+    def finish(self, index: int) -> None:
+        """Notes that a hook has run at this step."""
+        self._left.remove(index)
+        self._last_seconds[index] = self._now
+        self._next[index] = self._after(self._hooks[index])
 
     def _is_due(self, index: int, now: float) -> bool:
         state, seconds = self._state, self._hooks[index].when.seconds

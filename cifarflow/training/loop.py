@@ -21,7 +21,9 @@ import dataclasses
 import math
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import keras
@@ -44,7 +46,7 @@ from cifarflow.training.checkpoints import Checkpoints
 from cifarflow.training.clock import Clock
 from cifarflow.training.history import History
 from cifarflow.training.hooks import EventSchedule, Every, Hook, LoopState, Metrics, epochs_to_steps
-from cifarflow.training.runner import StepRunner
+from cifarflow.training.runner import StepRunner, make_run_steps
 from cifarflow.training.signals import noted_signals
 from cifarflow.training.step import LossFn, Sums, make_eval_step, make_train_step
 
@@ -79,13 +81,20 @@ class TrainingInterrupted(KeyboardInterrupt):
     Attributes:
       step: steps done.
       checkpoint: the file to go on from, None if the run keeps no checkpoints.
+      signal: number of the signal that interrupted it, SIGINT or SIGTERM.
     """
 
-    def __init__(self, step: int, checkpoint: pathlib.Path | None) -> None:
+    def __init__(
+        self,
+        step: int,
+        checkpoint: pathlib.Path | None,
+        signal_number: int = signal.SIGINT,
+    ) -> None:
         kept = f"all is saved in {checkpoint}" if checkpoint else "nothing was saved"
         super().__init__(f"interrupted after step {step}: {kept}")
         self.step = step
         self.checkpoint = checkpoint
+        self.signal = signal_number
 
 
 class ProgressView(Protocol):
@@ -113,19 +122,21 @@ class _Total(NamedTuple):
 
 
 def make_evaluate(model: Any, eval_step: Any) -> Any:
-    """Compiles an evaluation of a whole dataset into one call.
+    """Compiles an evaluation of a whole dataset into a few calls.
 
     Args:
       model: the model, for messages.
       eval_step: a `tf.function` as `make_eval_step` returns.
 
     Returns:
-      A function of a finite dataset of (images, labels) that returns its `Metrics`.
+      A function of a finite dataset of (images, labels) that returns its `Metrics`; or None, if
+      its second argument, a function of nothing, says so between two calls.
 
     Raises (the returned function):
       ConfigError: if the dataset is empty.
       DataError: if a label is out of range.
     """
+    run_some = make_run_steps(eval_step)
 
     @tf.function
     def run_all(iterator: Any) -> Sums:
@@ -136,12 +147,21 @@ def make_evaluate(model: Any, eval_step: Any) -> Any:
 
     compiled: list[Any] = []
 
-    def evaluate(dataset: Any) -> Metrics:
-        iterator = iter(dataset)
-        if not compiled:
-            compiled.append(run_all.get_concrete_function(iterator))
-        with explained(model):
-            total = _Total().plus(compiled[0](iterator))
+    def evaluate(dataset: Any, stopped: Callable[[], object] = lambda: False) -> Metrics | None:
+        iterator, clock, total = iter(dataset), Clock(), _Total()
+        left = int(dataset.cardinality())
+        if left < 0:  # nobody knows how many: all in one call
+            total = _Total().plus(run_all(iterator))
+        while left > 0:
+            if not compiled:
+                count = tf.TensorSpec([], tf.int64)
+                compiled.append(run_some.get_concrete_function(iterator, count))
+            some = min(left, clock.steps_in(_SECONDS_A_CALL))
+            with clock.measure(some), explained(model):
+                total = total.plus(compiled[0](iterator, tf.constant(some, tf.int64)))
+            left -= some
+            if stopped():
+                return None
         if not total.examples:
             raise ConfigError("the data to evaluate on is empty: give at least one example")
         return total.means()
@@ -195,7 +215,8 @@ def train(
       fused: whether the model trains by fused kernels, see `make_train_step`.
       history: where to log; a new one in memory by default.
       checkpoints: where to keep the state; None keeps none.
-      checkpoint_every: when to save it, every epoch by default; always at the end.
+      checkpoint_every: when to save it, by default every epoch and every half minute; always at
+        the end.
       resume: go on from the newest checkpoint, if there is one.
       progress: shows how far training is.
 
@@ -237,18 +258,29 @@ def train(
         )
     history = history if history is not None else History()
     train_step = make_train_step(
-        model, optimizer, loss_fn=loss_fn, freeze=freeze, jit_compile=jit_compile, fused=fused
+        model,
+        optimizer,
+        loss_fn=loss_fn,
+        freeze=freeze,
+        jit_compile=jit_compile,
+        fused=fused,
     )
     if averaging is not None:
         train_step = averaging.around(train_step, model, total_steps=steps)
     eval_step = make_eval_step(model, loss_fn=loss_fn, jit_compile=jit_compile, fused=fused)
     evaluate = make_evaluate(model, eval_step)
     state = LoopState(model, optimizer, history, 0, batches.steps_per_epoch, steps)
-    books = _Books(state, checkpoints, hooks, averaging)
+    say = warnings.warn if progress is None else progress.line
+    books = _Books(state, checkpoints, hooks, averaging, say)
+
+    came: Callable[[], int]  # says which signal has come; set below
 
     def validate(state: LoopState) -> None:
         with averaging.averaged() if averaging is not None else contextlib.nullcontext():
-            state.validation, state.validation_step = evaluate(validation), state.step
+            found = evaluate(validation, lambda: came())
+        if found is None:
+            raise _CutShortError  # nothing of it is kept
+        state.validation, state.validation_step = found, state.step
         books.log_validation()
         if progress is not None:
             progress.line(_epoch_line(state))
@@ -261,9 +293,9 @@ def train(
         events.append(Hook(validate_every or Every(epochs=1), validate))
     events.extend(hooks)
     if checkpoints is not None:
-        events.append(Hook(checkpoint_every or Every(epochs=1), lambda _: books.save()))
-    if resume and checkpoints is not None:
-        books.restore()
+        moments = [checkpoint_every] if checkpoint_every else [Every(epochs=1), Every(seconds=30)]
+        events.extend(Hook(moment, lambda _: books.save()) for moment in moments)
+    left = books.restore(len(events)) if resume and checkpoints is not None else []
 
     runner = StepRunner(
         train_step, batches, first_step=state.step, last_step=steps, jit_compile=jit_compile
@@ -277,7 +309,26 @@ def train(
     with clock.compiling():
         # Traced here and never again: a concrete function cannot be.
         runner.compile()
-    with noted_signals() as interrupted:
+
+    def run_events(only: Sequence[int] | None = None) -> None:
+        """Runs what is due at this step; stops between two of them if a signal has come."""
+        schedule.begin(only)
+        while True:
+            due = schedule.unfinished()
+            if came():
+                books.save(due=due)
+                books.finish()
+                path = checkpoints.path(state.step) if checkpoints is not None else None
+                raise TrainingInterrupted(state.step, path, came())
+            if not due:
+                return
+            with contextlib.suppress(_CutShortError):
+                events[due[0]].run(state)
+                schedule.finish(due[0])
+
+    with books.settled(), noted_signals() as came:
+        if left:
+            run_events(left)
         while state.step < steps and not state.stop_reason:
             count = min(schedule.next_step() - state.step, clock.steps_in(_SECONDS_A_CALL))
             with clock.measure(count), explained(model):
@@ -300,13 +351,7 @@ def train(
                     accuracy=means.accuracy,
                     images_per_second=clock.images_per_second(),
                 )
-            for event in schedule.due():
-                event.run(state)
-            if interrupted():
-                books.save()
-                raise TrainingInterrupted(
-                    state.step, checkpoints.path(state.step) if checkpoints else None
-                )
+            run_events()
     if averaging is not None:
         averaging.finish()
     summary = {
@@ -321,6 +366,10 @@ def train(
     return Run(model, history, summary)
 
 
+class _CutShortError(Exception):
+    """An event was left unfinished, because a signal has come."""
+
+
 class _Books:
     """What a run keeps beside the model: log, sums since the last row, clock, checkpoints."""
 
@@ -330,8 +379,11 @@ class _Books:
         checkpoints: Checkpoints | None,
         hooks: Sequence[Hook],
         averaging: Averaging | None,
+        say: Callable[[str], object],
     ) -> None:
         self.clock = Clock()
+        self._say = say
+        self._saved_step: int | None = None
         self.pending = _Total()
         self._state, self._checkpoints, self._hooks = state, checkpoints, hooks
         self._variables = [*state.model.variables, *state.optimizer.variables]
@@ -365,10 +417,16 @@ class _Books:
             accuracy=state.validation.accuracy,
         )
 
-    def save(self) -> None:
-        """Saves all that `restore` needs, if the run keeps checkpoints."""
+    def save(self, *, due: Sequence[int] = ()) -> None:
+        """Begins to save all that `restore` needs, if the run keeps checkpoints.
+
+        A file before it that could not be written is no reason to stop: this one may be.
+
+        Args:
+          due: places of the events that are still to be run at this step.
+        """
         state = self._state
-        if self._checkpoints is None:
+        if self._checkpoints is None or (self._saved_step == state.step and not due):
             return
         extra = {
             "pending": list(self.pending),
@@ -376,14 +434,52 @@ class _Books:
             "clock": self.clock.get_state(),
             "validation": state.validation and [*state.validation, state.validation_step],
             "stop_reason": state.stop_reason,
+            "due": list(due),
         }
-        self._checkpoints.save(state.step, self._variables, extra=extra)
+        score = None
+        if state.validation is not None and state.validation_step == state.step:
+            score = state.validation.loss if math.isfinite(state.validation.loss) else None
+        try:
+            self._checkpoints.wait()
+        except WorkdirError as error:
+            self._say(f"{error}; trying again with the checkpoint of step {state.step}")
+        self._checkpoints.begin_save(state.step, self._variables, extra=extra, score=score)
+        # With events left there will be another of this step.
+        self._saved_step = None if due else state.step
 
-    def restore(self) -> None:
-        """Takes everything back to the newest checkpoint; to the start if there is none."""
+    def finish(self) -> None:
+        """Returns when all is in files.
+
+        Raises:
+          WorkdirError: if the last checkpoint, or rows of the log, cannot be written.
+        """
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
+        self._state.history.flush()
+
+    @contextlib.contextmanager
+    def settled(self) -> Iterator[None]:
+        """Leaves no file half-way: waits at the end of the block, after an exception too."""
+        try:
+            yield
+        except BaseException:
+            try:
+                self.finish()
+            except WorkdirError as error:
+                self._say(str(error))
+            raise
+        self.finish()
+
+    def restore(self, num_events: int) -> list[int]:
+        """Takes everything back to the newest whole checkpoint; to the start if there is none.
+
+        Returns:
+          Places of the events that are still to be run at that step.
+        """
         state, checkpoints = self._state, self._checkpoints
         assert checkpoints is not None
-        newest = checkpoints.latest()
+        newest = checkpoints.latest_whole(report=self._say)
+        due: list[int] = []
         if newest is not None:
             if newest > state.total_steps:
                 raise ConfigError(
@@ -391,22 +487,35 @@ class _Books:
                     f"not {state.total_steps}"
                 )
             extra = checkpoints.restore(newest, self._variables)
-            if len(extra.get("hooks", ())) != len(self._hooks) or "pending" not in extra:
+            try:
+                due = self._take(extra, num_events)
+            except (KeyError, TypeError, ValueError, AttributeError):
                 raise CheckpointError(
                     f"checkpoint {str(checkpoints.path(newest))!r} is of a run with other hooks, "
                     "or was not saved by train: give the same hooks in the same order"
-                )
+                ) from None
             state.step = newest
-            state.stop_reason = extra["stop_reason"]
-            if extra["validation"]:
-                *means, state.validation_step = extra["validation"]
-                state.validation = Metrics(*means)
-            self.pending = _Total(*extra["pending"])
-            self.clock.set_state(extra["clock"])
-            for hook, kept in zip(self._hooks, extra["hooks"], strict=True):
-                hook.set_state(kept)
         # Rows from after the checkpoint, or of a run that died before its first one.
         state.history.rewind(state.step)
+        return due
+
+    def _take(self, extra: dict[str, Any], num_events: int) -> list[int]:
+        """Takes back what `save` kept beside the variables."""
+        state = self._state
+        if len(extra["hooks"]) != len(self._hooks):
+            raise ValueError
+        due = [int(index) for index in extra["due"]]
+        if not all(0 <= index < num_events for index in due):
+            raise ValueError
+        state.stop_reason = str(extra["stop_reason"])
+        if extra["validation"]:
+            *means, state.validation_step = extra["validation"]
+            state.validation = Metrics(*means)
+        self.pending = _Total(*extra["pending"])
+        self.clock.set_state(extra["clock"])
+        for hook, kept in zip(self._hooks, extra["hooks"], strict=True):
+            hook.set_state(kept)
+        return due
 
 
 def _total_steps(epochs: float | None, total_steps: int | None, steps_per_epoch: int) -> int:

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM noted, to be answered when a step is done.
 
-    with noted_signals() as interrupted:
-        while not interrupted():
+    with noted_signals() as came:
+        while not came():
             ...
 
 So a step is never cut in two, and the state that is saved is whole.
@@ -17,14 +17,14 @@ from typing import Any
 
 
 @contextmanager
-def noted_signals() -> Iterator[Callable[[], bool]]:
+def noted_signals() -> Iterator[Callable[[], int]]:
     """Notes the first SIGINT or SIGTERM instead of stopping; a second one stops at once.
 
-    Yields a function that says whether one has come.  Python can set handlers in its main thread
-    only; in another thread signals keep their meaning.
+    Yields a function that returns the number of the signal that has come, 0 if none has.  Python
+    can set handlers in its main thread only; in another thread signals keep their meaning.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: 0
         return
     came: list[int] = []
     kept: dict[signal.Signals, Any] = {}
@@ -40,6 +40,6 @@ def noted_signals() -> Iterator[Callable[[], bool]]:
     for number in (signal.SIGINT, signal.SIGTERM):
         kept[number] = signal.signal(number, note)
     try:
-        yield lambda: bool(came)
+        yield lambda: came[0] if came else 0
     finally:
         restore()
