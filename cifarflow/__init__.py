@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from cifarflow.reporting.progress import Progress
     from cifarflow.training.averaging import Lookahead, WeightEMA
     from cifarflow.training.checkpoints import Checkpoints
+    from cifarflow.training.contract import ContractError, check_step
     from cifarflow.training.history import History
     from cifarflow.training.hooks import EarlyStopping, Every, Hook
     from cifarflow.training.loop import Run, TrainingInterrupted, train
@@ -108,6 +109,7 @@ _MODULES = {
     "reporting.progress": ("Progress",),
     "training.averaging": ("Lookahead", "WeightEMA"),
     "training.checkpoints": ("Checkpoints",),
+    "training.contract": ("ContractError", "check_step"),
     "training.history": ("History",),
     "training.hooks": ("EarlyStopping", "Every", "Hook"),
     "training.loop": ("Run", "TrainingInterrupted", "train"),
