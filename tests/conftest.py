@@ -1,6 +1,7 @@
 """Fixtures for all tests: real CIFAR-10 where there is one, and nobody's own caches."""
 
 import os
+import sys
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
@@ -13,6 +14,13 @@ import pytest
 # ones: HYPOTHESIS_PROFILE=default python -m pytest.
 hypothesis.settings.register_profile("suite", derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+@pytest.fixture(autouse=True)
+def _same_seeds():
+    """The same initial weights in every run of the suite; tests that need no Keras do not load it."""
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.set_random_seed(0)
 
 
 def _find_cifar10_dir():

@@ -193,8 +193,8 @@ class _Check:
             self._moved |= {id(variable) for variable in before.changed()}
             self._compare_updates(before, due)
             loss = _mean_loss(sums)
-            # A loss that is near neither is of a step in another mode, which shows elsewhere.
-            if abs(extra) > noise and abs(loss - found.data_loss) < abs(extra) / 2:
+            # Any other loss is of a step in another mode, which shows elsewhere.
+            if abs(extra) > 2 * noise and abs(loss - found.data_loss) <= noise:
                 self.faults.append(
                     f"regularisation does not reach the loss: it is {loss:.6g}, "
                     f"and {found.data_loss + extra:.6g} is due"
