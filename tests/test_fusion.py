@@ -355,6 +355,82 @@ def test_the_gradient_of_filters_as_a_convolution(padding, size, large, monkeypa
         np.testing.assert_allclose(own, plain, rtol=1e-4, atol=1e-3)
 
 
+def conv_shapes(model):
+    """Rows and columns of what each convolution of the training pass computes."""
+    forward = tf.function(fuse(model)).get_concrete_function(tf.constant(images_of()))
+    operations = forward.graph.get_operations()
+    return [tuple(op.outputs[0].shape[1:3]) for op in operations if op.type == "Conv2D"]
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+@pytest.mark.parametrize(
+    ("size", "pool", "shape"),
+    [
+        (3, 2, (6, 6)),
+        ((5, 1), 2, (6, 7)),  # one column is as wide as the image: there is no padding to leave out
+        (2, 2, (6, 6)),
+        (4, (2, 3), (6, 6)),
+        (5, 4, (5, 5)),  # as far as the padding goes
+        (3, 7, (7, 7)),
+    ],
+)
+def test_what_a_pool_leaves_out_is_not_computed(size, pool, shape, activation):
+    conv = L.Conv2D(5, size, padding="same", activation=activation)
+    model = model_of(L.Conv2D(6, 2), conv, L.MaxPooling2D(pool))
+    assert conv.output.shape[1:3] == (7, 7)
+    assert conv_shapes(model) == [(7, 7), shape]
+    assert_same(model, images_of(), 3e-4)
+
+
+def test_what_else_is_read_of_a_convolution_is_computed(monkeypatch):
+    def whole(*layers):
+        return conv_shapes(model_of(L.Conv2D(6, 2), *layers))[1:]
+
+    part = [L.Conv2D(4, 3, padding="same"), L.MaxPooling2D(2)]
+    assert whole(*part) == [(6, 6)]
+    assert whole(part[0], L.BatchNormalization(), part[1]) == [(7, 7)]
+    assert whole(part[0], L.MaxPooling2D(2, padding="same")) == [(7, 7)]
+    assert whole(L.Conv2D(4, 3), part[1]) == [(5, 5)]
+    assert whole(L.Conv2D(4, 3, padding="same", strides=2), part[1]) == [(4, 4)]
+    # A layer that is called twice has two sizes of image.
+    twice = L.Conv2D(6, 3, padding="same")
+    assert whole(twice, twice, L.ZeroPadding2D(1), twice, part[1]) == [(7, 7), (7, 7), (8, 8)]
+    inputs = keras.Input(tiny.SHAPE)
+    x = L.Conv2D(4, 3, padding="same")(L.Conv2D(6, 2)(inputs))
+    twice = L.Add()([L.Flatten()(x)[:, :36], L.Flatten()(L.MaxPooling2D(2)(x))])
+    assert conv_shapes(keras.Model(inputs, twice)) == [(7, 7), (7, 7)]
+    monkeypatch.setattr(fusion, "has_gpu", lambda: True)
+    assert whole(*part) == [(7, 7)]
+
+
+@pytest.mark.parametrize("channels", [8, 64])
+@pytest.mark.parametrize("size", [(3, 3), (2, 5), (4, 3)])
+def test_part_of_a_convolution_in_bfloat16(channels, size):
+    # Of small whole numbers, which bfloat16 and its sums hold exactly.
+    rng = np.random.default_rng(0)
+
+    def whole_numbers(*shape):
+        return tf.constant(rng.choice([-1, 0, 0, 0, 1], shape), tf.bfloat16)
+
+    images, kernel = whole_numbers(2, 7, 7, channels), whole_numbers(*size, channels, 5)
+    upstream = whole_numbers(2, 6, 6, 5)
+    is_slow = fusion._is_slow_gradient(images.shape, kernel.shape, "SAME")
+    assert is_slow == (channels == 64)
+
+    def whole(x, k, _):
+        return tf.nn.conv2d(x, k, 1, "SAME")[:, :6, :6]
+
+    results = []
+    for function in (fusion._convolve_part, whole):
+        with tf.GradientTape() as tape:
+            tape.watch([images, kernel])
+            outputs = function(images, kernel, (1, 1))
+        gradients = tape.gradient(outputs, [images, kernel], output_gradients=upstream)
+        results.append([outputs, *gradients])
+    for own, plain in zip(*results, strict=True):
+        np.testing.assert_array_equal(tf.cast(own, tf.float32), tf.cast(plain, tf.float32))
+
+
 @pytest.mark.parametrize("trainable", [False, True])
 def test_the_gradient_of_a_bias_sums_in_more_than_bfloat16(trainable):
     # 61,504 ones: bfloat16 itself counts to 256.

@@ -16,6 +16,8 @@ training or of evaluation is made of, layer by layer, where the layers are known
   a quarter of the elements.  For activations that never fall the two orders give equal outputs.
   A convolution's own ReLU stays, since it costs nothing at the end of the convolution's kernel;
   only its gradient changes places with that of the pool.
+- A convolution followed by max pooling whose windows leave the last row and column out, as 2x2
+  windows do of an odd side: those are not computed, on a CPU.
 - GELU and SiLU: one pass forward and one back, compiled by XLA, in place of a dozen.
 - The gradient of a convolution's filters, bfloat16 on a CPU: as a convolution of its own where the
   kernel made for it is slow, which it is on small images.  Where the activations are large it goes
@@ -135,9 +137,12 @@ def _choose_kernels(
             continue
         layer = nodes[before].operation
         activation = _activation_of(layer)
+        unread = _unread(node.operation, layer, tensor.shape)
         if activation in _RISING:
-            kernels[before] = _without_activation(layer)
+            kernels[before] = _without_activation(layer, unread)
             kernels[index] = _activated_after(node.operation, layer, activation)
+        elif any(unread):
+            kernels[before] = _convolution(layer, unread)
     return kernels
 
 
@@ -151,15 +156,37 @@ def _kernel_of(layer: Any, training: bool) -> Any:
     if training and _is_plain_dropout(layer):
         return _dropout(layer)
     if _is_plain_convolution(layer):
-        activation = _XLA_ACTIVATIONS.get(layer.activation, layer.activation)
-        convolve = _without_activation(layer)
-        return lambda inputs: activation(convolve(inputs))
+        return _convolution(layer)
     if type(layer) is keras.layers.Activation and layer.activation in _XLA_ACTIVATIONS:
         activation = _XLA_ACTIVATIONS[layer.activation]
         return lambda inputs: activation(tf.cast(inputs, layer.compute_dtype))
     if isinstance(layer, keras.layers.Layer) and getattr(layer, "_call_has_training_arg", False):
         return lambda *args, **kwargs: layer(*args, **{**kwargs, "training": training})
     return layer
+
+
+def _unread(pool: Any, layer: Any, shape: Any) -> tuple[int, int]:
+    """How many of the last rows and columns of a convolution no window of its pool reaches.
+
+    Args:
+      pool: the pooling layer.
+      layer: the layer before it, of any kind.
+      shape: of what is between them.
+    """
+    if (
+        not _is_plain_convolution(layer)
+        or (layer.padding, layer.strides) != ("same", (1, 1))
+        or pool.padding != "valid"
+        or pool.data_format != "channels_last"
+        or has_gpu()  # cuDNN pads both sides alike, and would be given a padded copy
+    ):
+        return 0, 0
+    rows, columns = (
+        (side - window) % stride if side else 0
+        for side, window, stride in zip(shape[1:3], pool.pool_size, pool.strides, strict=True)
+    )
+    # Without the padding after the last row a kernel of 3 rows ends one row earlier.
+    return min(rows, layer.kernel_size[0] // 2), min(columns, layer.kernel_size[1] // 2)
 
 
 def _is_rescaling_of_channels(layer: Any) -> bool:
@@ -306,7 +333,13 @@ def _activation_of(layer: Any) -> Any:
     return None
 
 
-def _without_activation(layer: Any) -> Callable[[Any], Any]:
+def _convolution(layer: Any, unread: tuple[int, int] = (0, 0)) -> Callable[[Any], Any]:
+    activation = _XLA_ACTIVATIONS.get(layer.activation, layer.activation)
+    convolve = _without_activation(layer, unread)
+    return lambda inputs: activation(convolve(inputs))
+
+
+def _without_activation(layer: Any, unread: tuple[int, int] = (0, 0)) -> Callable[[Any], Any]:
     if type(layer) is not keras.layers.Conv2D:
         return lambda inputs: tf.cast(inputs, layer.compute_dtype)
     padding = layer.padding.upper()
@@ -316,15 +349,21 @@ def _without_activation(layer: Any) -> Callable[[Any], Any]:
         dtype = layer.compute_dtype
         inputs, kernel = tf.cast(inputs, dtype), tf.cast(layer.kernel.value, dtype)
         is_own = own_gradient and inputs.shape[1:3].is_fully_defined() and inputs.shape[0]
-        if is_own:
+        if any(unread):
+            outputs = _convolve_part(inputs, kernel, unread)
+        elif is_own:
             outputs = _convolve(inputs, kernel, padding)
         else:
             outputs = tf.nn.conv2d(inputs, kernel, layer.strides, padding)
         if layer.use_bias:
             # oneDNN's gradient of the filters has the bias's with it; where there is none, or it is
             # not used, that would be left to TensorFlow's.
-            is_alone = is_own and (
-                not layer.kernel.trainable or _is_slow_gradient(inputs.shape, kernel.shape, padding)
+            is_alone = any(unread) or (
+                is_own
+                and (
+                    not layer.kernel.trainable
+                    or _is_slow_gradient(inputs.shape, kernel.shape, padding)
+                )
             )
             add = _add_bias if is_alone else tf.nn.bias_add
             outputs = add(outputs, tf.cast(layer.bias.value, dtype))
@@ -371,22 +410,72 @@ def _convolve(images: Any, kernel: Any, padding: str) -> Any:
     return convolve(images, kernel)
 
 
-def _is_slow_gradient(images: Any, kernel: Any, padding: str) -> bool:
+def _convolve_part(images: Any, kernel: Any, unread: tuple[int, int]) -> Any:
+    """`tf.nn.conv2d` with stride 1 and padding "SAME" without its last rows and columns.
+
+    The forward pass alone can do with padding by numbers; oneDNN's gradients cannot.
+    """
+    pads = [
+        ((side - 1) // 2, side // 2 - spare)
+        for side, spare in zip(kernel.shape[:2], unread, strict=True)
+    ]
+    padding = [[0, 0], *map(list, pads), [0, 0]]
+    as_convolution = images.dtype == tf.bfloat16 and _is_slow_gradient(
+        images.shape, kernel.shape, padding
+    )
+
+    @_custom_gradient
+    def convolve(images: Any, kernel: Any) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
+        def gradient(upstream: Any) -> tuple[Any, Any]:
+            if as_convolution:
+                of_kernel = _kernel_gradient(images, kernel, upstream, padding)
+            else:
+                of_kernel = tf.raw_ops.Conv2DBackpropFilter(
+                    input=tf.pad(images, padding),
+                    filter_sizes=kernel.shape,
+                    out_backprop=upstream,
+                    strides=[1, 1, 1, 1],
+                    padding="VALID",
+                )
+            # Each image's pixel gets from each output that has seen it: the kernel turned round.
+            around = [
+                [side - 1 - before, side - 1 - after]
+                for side, (before, after) in zip(kernel.shape[:2], pads, strict=True)
+            ]
+            turned = tf.transpose(tf.reverse(kernel, [0, 1]), [0, 1, 3, 2])
+            with tf.control_dependencies([of_kernel]):
+                of_images = tf.nn.conv2d(upstream, turned, 1, [[0, 0], *around, [0, 0]])
+            return of_images, of_kernel
+
+        return tf.nn.conv2d(images, kernel, 1, padding), gradient
+
+    return convolve(images, kernel)
+
+
+def _is_slow_gradient(images: Any, kernel: Any, padding: str | list[list[int]]) -> bool:
     """Whether oneDNN's own bfloat16 gradient of the filters is the slower one here.
 
     Measured once on two Zen 4 cores with AVX512_BF16: square images of 3 to 32 pixels, 16 to 256
     channels, batches of 32 to 512.  The smaller the images, the more its own kernel falls behind.
     """
     batch, height, width, channels = images
-    if padding == "VALID":
-        height, width = height - kernel[0] + 1, width - kernel[1] + 1
-    side = max(height, width)
-    return bool(channels >= 64 and (side <= 10 or side * side * batch <= 8192))
+    _, rows, columns, _ = _pads(kernel, padding)
+    side = max(height + sum(rows) - kernel[0], width + sum(columns) - kernel[1]) + 1
+    return bool(channels >= 64 and (side <= 10 or side * side * (batch or math.inf) <= 8192))
 
 
-def _kernel_gradient(images: Any, kernel: Any, upstream: Any, padding: str) -> Any:
-    pads = [(side - 1 if padding == "SAME" else 0) for side in kernel.shape[:2]]
-    around = [[0, 0], *([pad // 2, pad - pad // 2] for pad in pads), [0, 0]]
+def _pads(kernel: Any, padding: str | list[list[int]]) -> list[list[int]]:
+    """Padding by numbers, before and after each dimension of the images."""
+    if not isinstance(padding, str):
+        return padding
+    pads = [(side - 1 if padding == "SAME" else 0) for side in kernel[:2]]
+    return [[0, 0], *([pad // 2, pad - pad // 2] for pad in pads), [0, 0]]
+
+
+def _kernel_gradient(
+    images: Any, kernel: Any, upstream: Any, padding: str | list[list[int]]
+) -> Any:
+    around = _pads(kernel.shape, padding)
     as_filter = tf.transpose(upstream, [1, 2, 0, 3])
     found = tf.nn.conv2d(tf.transpose(images, [3, 1, 2, 0]), as_filter, 1, around)
     return tf.transpose(found, [1, 2, 0, 3])

@@ -13,6 +13,7 @@ gradient step moves the weight in few directions.  Muon gives all of them about 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -43,6 +44,11 @@ def orthogonalize(matrix: Any, *, steps: int = 3, dtype: str = "float32") -> Any
     values into that band, which they hardly narrow: the polynomial is made to climb fast, not to
     come to rest at 1.
 
+    In float32 only the smaller of `X X'` and `X' X` is iterated.  The steps multiply X by
+    polynomials of it, which commute with each other, so X itself is needed at the start and at the
+    end alone.  Its eigenvalues are the squares of the singular values, for which bfloat16 has too
+    few digits: there X is iterated as it stands above.
+
     Args:
       matrix: [rows, columns] floating point, of known shape.
       steps: iterations, >= 1.
@@ -67,12 +73,28 @@ def orthogonalize(matrix: Any, *, steps: int = 3, dtype: str = "float32") -> Any
     x = tf.cast(x / (tf.norm(x) + _EPSILON), dtype)
     # A standing matrix is multiplied from the other side, which transposes nothing.
     standing = matrix.shape[0] > matrix.shape[1]
+
+    def gram_of(x: Any) -> Any:
+        return tf.matmul(x, x, transpose_a=standing, transpose_b=not standing)
+
+    def multiplied(x: Any, polynomial: Any) -> Any:
+        return tf.matmul(x, polynomial) if standing else tf.matmul(polynomial, x)
+
     a, b, c = (tf.constant(value, x.dtype) for value in _COEFFICIENTS)
+    if dtype == "bfloat16":
+        for _ in range(steps):
+            gram = gram_of(x)
+            x = a * x + multiplied(x, b * gram + c * tf.matmul(gram, gram))
+        return tf.cast(x, matrix.dtype)
+    gram = gram_of(x)
+    one = tf.eye(min(matrix.shape), dtype=x.dtype)
+    factors = []
     for _ in range(steps):
-        gram = tf.matmul(x, x, transpose_a=standing, transpose_b=not standing)
-        polynomial = b * gram + c * tf.matmul(gram, gram)
-        x = a * x + (tf.matmul(x, polynomial) if standing else tf.matmul(polynomial, x))
-    return tf.cast(x, matrix.dtype)
+        factor = a * one + b * gram + c * tf.matmul(gram, gram)
+        # Of X after this step; what the last one makes of it is read by nobody.
+        gram = factor @ gram @ factor
+        factors.append(factor)
+    return tf.cast(multiplied(x, functools.reduce(tf.matmul, factors)), matrix.dtype)
 
 
 @keras.saving.register_keras_serializable(package="cifarflow")

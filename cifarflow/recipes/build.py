@@ -146,12 +146,7 @@ def build_optimizer(recipe: Recipe, *, steps_per_epoch: int) -> Any:
     }
     schedule = build_schedule(recipe, steps_per_epoch=steps_per_epoch)
     if recipe.optimizer == "muon":
-        # The iteration wants no digits: its result is off by a third anyway.
-        dtype = "bfloat16" if precision == "mixed_bfloat16" else "float32"
-        muon = Muon(
-            schedule, muon_momentum=recipe.muon_momentum, newton_schulz_dtype=dtype, **options
-        )
-        return scale_for(precision, muon)
+        return scale_for(precision, Muon(schedule, muon_momentum=recipe.muon_momentum, **options))
     return scale_for(precision, SGD(schedule, **options))
 
 
