@@ -127,6 +127,7 @@ class LayerFactory:
         use_bias: bool = True,
         activation: Any = None,
         kernel_initializer: Any = None,
+        bias_initializer: Any = "zeros",
         trainable: bool = True,
         name: str | None = None,
     ) -> Any:
@@ -144,6 +145,7 @@ class LayerFactory:
             padding=padding,
             use_bias=use_bias,
             activation=activation,
+            bias_initializer=bias_initializer,
             trainable=trainable,
             name=name,
             **self._kernel(kernel_initializer),

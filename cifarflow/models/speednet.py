@@ -56,7 +56,8 @@ def speednet(
     A block is conv -> 2x2 max pool -> BatchNorm -> activation, then conv -> BatchNorm ->
     activation once or more, with 3x3 convolutions without bias.  The image's side goes 32, 31, 15,
     7, 3, 1.  Each 3x3 convolution starts as the identity on its first channels, the rest of its
-    filters uniform in +-1/sqrt(fan_in), as is the dense layer.  BatchNorm shifts and does not
+    filters uniform in +-1/sqrt(fan_in), as are the dense layer and the whitening's bias: with no
+    bias a filter and its negative would bend at the same place.  BatchNorm shifts and does not
     scale.  The blocks' layers are named from `block1_1_conv` and `block1_1_norm` on.
 
     The whitening layer, a convolution of 2 * C * whitening_size^2 filters, has a kernel that is
@@ -146,11 +147,13 @@ def speednet(
     # forty times, and with it the rounding of bfloat16.
     exact = LayerFactory(dtype_policy="float32", activation=activation, seed=seed)
     inputs, x = exact.image_input(image_shape, mean=mean, std=std)
+    limit = (channels * whitening_size**2) ** -0.5
     x = exact.conv(
         x,
         2 * channels * whitening_size**2,
         whitening_size,
         kernel_initializer=keras.initializers.Orthogonal(seed=parts.next_seed()),
+        bias_initializer=keras.initializers.RandomUniform(-limit, limit, seed=parts.next_seed()),
         trainable=False,
         name=_WHITENING,
     )
