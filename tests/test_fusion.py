@@ -374,7 +374,8 @@ def conv_shapes(model):
         (3, 7, (7, 7)),
     ],
 )
-def test_what_a_pool_leaves_out_is_not_computed(size, pool, shape, activation):
+def test_what_a_pool_leaves_out_is_not_computed(size, pool, shape, activation, monkeypatch):
+    monkeypatch.setattr(fusion, "has_gpu", lambda: False)
     conv = L.Conv2D(5, size, padding="same", activation=activation)
     model = model_of(L.Conv2D(6, 2), conv, L.MaxPooling2D(pool))
     assert conv.output.shape[1:3] == (7, 7)
@@ -383,6 +384,8 @@ def test_what_a_pool_leaves_out_is_not_computed(size, pool, shape, activation):
 
 
 def test_what_else_is_read_of_a_convolution_is_computed(monkeypatch):
+    monkeypatch.setattr(fusion, "has_gpu", lambda: False)
+
     def whole(*layers):
         return conv_shapes(model_of(L.Conv2D(6, 2), *layers))[1:]
 
@@ -401,6 +404,28 @@ def test_what_else_is_read_of_a_convolution_is_computed(monkeypatch):
     assert conv_shapes(keras.Model(inputs, twice)) == [(7, 7), (7, 7)]
     monkeypatch.setattr(fusion, "has_gpu", lambda: True)
     assert whole(*part) == [(7, 7)]
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("sides", [(28, 28), (None, None)])
+def test_part_of_a_convolution_in_batches_of_any_size(policy, sides):
+    model = cnn(
+        image_shape=(28, 28, 1),
+        filters=(4, 4, 4),
+        kernel_size=3,
+        padding="same",
+        dtype_policy=policy,
+        seed=0,
+    )
+    train_step = make_train_step(model, SGD(0.01))
+    signature = [tf.TensorSpec([None, *sides, 1], tf.uint8), tf.TensorSpec([None], tf.int32)]
+    whole = train_step.get_concrete_function(*signature)
+    before = tiny.weights(model)
+    for count in (8, 3):
+        sums = whole(tf.constant(images_of((28, 28, 1), count)), tf.zeros([count], tf.int32))
+        assert float(sums.examples) == count
+    moved = [(a != b).any() for a, b in zip(tiny.weights(model), before, strict=True)]
+    assert all(moved)
 
 
 @pytest.mark.parametrize("channels", [8, 64])

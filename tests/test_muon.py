@@ -261,6 +261,20 @@ def test_singular_values_follow_the_polynomial(shape, steps):
     np.testing.assert_allclose(result, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(24, 27), (27, 24)])
+def test_many_steps_of_a_matrix_of_rank_1(shape, dtype):
+    rng = np.random.default_rng(0)
+    matrix = (rng.normal(size=(shape[0], 1)) @ rng.normal(size=(1, shape[1]))).astype(np.float32)
+    result = orthogonalize(matrix, steps=12, dtype=dtype).numpy()
+    expected = polynomial(np.ones(1), 12)[0]
+    # What is not 0 by rounding alone grows too, but never beyond what the polynomial leaves.
+    values = np.linalg.svd(result, compute_uv=False)
+    assert values.max() < 1.3
+    left, _, right = np.linalg.svd(matrix)
+    assert left[:, 0] @ result @ right[0] == pytest.approx(expected, abs=0.1)
+
+
 def test_singular_values_of_random_gradients():
     """Three steps bring the usual kernel into the documented band; more reach smaller values."""
     matrix = np.random.default_rng(12).normal(size=(64, 576)).astype(np.float32)

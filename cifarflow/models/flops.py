@@ -27,7 +27,8 @@ def count_flops(model: Any, *, training: bool = False) -> float:
     Two for each multiply-add of `Conv2D` (and subclasses) and `Dense` layers, padding included.
     Nothing else is counted: biases, activations, normalisation, pooling, other layers with
     weights, the loss, the optimiser.  In a CNN that is nearly all there is to compute, though not
-    nearly all of the time.
+    nearly all of the time.  Counted is what Keras's layers compute; the fused passes of
+    `cifarflow.models.fusion` leave out what a pool does not read, of `speednet` a ninth.
 
     In training each layer is counted up to three times: forward; the gradient of its kernel,
     which is as much again unless the kernel is frozen; and the gradient of its input, again as

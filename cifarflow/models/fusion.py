@@ -349,7 +349,8 @@ def _without_activation(layer: Any, unread: tuple[int, int] = (0, 0)) -> Callabl
         dtype = layer.compute_dtype
         inputs, kernel = tf.cast(inputs, dtype), tf.cast(layer.kernel.value, dtype)
         is_own = own_gradient and inputs.shape[1:3].is_fully_defined() and inputs.shape[0]
-        if any(unread):
+        is_part = any(unread) and inputs.shape[1:3].is_fully_defined()
+        if is_part:
             outputs = _convolve_part(inputs, kernel, unread)
         elif is_own:
             outputs = _convolve(inputs, kernel, padding)
@@ -358,7 +359,7 @@ def _without_activation(layer: Any, unread: tuple[int, int] = (0, 0)) -> Callabl
         if layer.use_bias:
             # oneDNN's gradient of the filters has the bias's with it; where there is none, or it is
             # not used, that would be left to TensorFlow's.
-            is_alone = any(unread) or (
+            is_alone = is_part or (
                 is_own
                 and (
                     not layer.kernel.trainable
@@ -423,6 +424,7 @@ def _convolve_part(images: Any, kernel: Any, unread: tuple[int, int]) -> Any:
     as_convolution = images.dtype == tf.bfloat16 and _is_slow_gradient(
         images.shape, kernel.shape, padding
     )
+    in_order = (images.shape.num_elements() or 0) >= _LARGE
 
     @_custom_gradient
     def convolve(images: Any, kernel: Any) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
@@ -443,7 +445,7 @@ def _convolve_part(images: Any, kernel: Any, unread: tuple[int, int]) -> Any:
                 for side, (before, after) in zip(kernel.shape[:2], pads, strict=True)
             ]
             turned = tf.transpose(tf.reverse(kernel, [0, 1]), [0, 1, 3, 2])
-            with tf.control_dependencies([of_kernel]):
+            with tf.control_dependencies([of_kernel] if in_order else []):
                 of_images = tf.nn.conv2d(upstream, turned, 1, [[0, 0], *around, [0, 0]])
             return of_images, of_kernel
 
@@ -492,7 +494,7 @@ def _add_bias(outputs: Any, bias: Any) -> tuple[Any, Callable[[Any], tuple[Any, 
     def gradient(upstream: Any) -> tuple[Any, Any]:
         rows = tf.reshape(upstream, [-1, upstream.shape[-1]])
         # A product with ones: the kernels of products add in float32, and in one pass.
-        return upstream, tf.matmul(tf.ones([1, rows.shape[0]], rows.dtype), rows)[0]
+        return upstream, tf.matmul(tf.ones([1, tf.shape(rows)[0]], rows.dtype), rows)[0]
 
     return tf.nn.bias_add(outputs, bias), gradient
 

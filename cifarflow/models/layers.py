@@ -131,7 +131,7 @@ class LayerFactory:
         trainable: bool = True,
         name: str | None = None,
     ) -> Any:
-        """Convolves [B, H, W, C] with square filters, Glorot's unless `kernel_initializer`."""
+        """Convolves [B, H, W, C] with square filters: Glorot's, and biases of 0, by default."""
         # Keras's own message for an image that has become too small is about shapes only.
         if padding == "valid" and min(x.shape[1:3]) < kernel_size:
             raise ConfigError(

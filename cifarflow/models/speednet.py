@@ -96,7 +96,8 @@ def speednet(
     Source: K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024): airbench94;
     with three convolutions and the residual airbench96, with logit_stddev airbench94_muon.
     Different here: the last pool takes all that is left of the image, which for 32x32 pixels is
-    the source's 3x3; so that images of other sizes will do.
+    the source's 3x3; so that images of other sizes will do.  The whitening's bias starts at random
+    as in airbench94_muon; in the other two it starts at 0.
     """
     sizes = check_sizes("widths", widths)
     channels = check_image_shape(image_shape)[-1]

@@ -21,6 +21,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from cifarflow.device import has_gpu
 from cifarflow.errors import ConfigError, check_choice, check_float, check_int
 from cifarflow.optimizers.sgd import SGD, check_pattern, path_of, quote_some
 
@@ -28,6 +29,9 @@ NEWTON_SCHULZ_DTYPES = ("float32", "bfloat16")
 # Of the polynomial a*x + b*x^3 + c*x^5 that each iteration applies to every singular value.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _EPSILON = 1e-7
+# Rounding leaves eigenvalues a little below 0, which no Gram matrix has and which grow twelvefold
+# a step; so it is taken from X anew after so many.
+_GRAM_STEPS = 4
 
 
 def orthogonalize(matrix: Any, *, steps: int = 3, dtype: str = "float32") -> Any:
@@ -44,10 +48,11 @@ def orthogonalize(matrix: Any, *, steps: int = 3, dtype: str = "float32") -> Any
     values into that band, which they hardly narrow: the polynomial is made to climb fast, not to
     come to rest at 1.
 
-    In float32 only the smaller of `X X'` and `X' X` is iterated.  The steps multiply X by
-    polynomials of it, which commute with each other, so X itself is needed at the start and at the
-    end alone.  Its eigenvalues are the squares of the singular values, for which bfloat16 has too
-    few digits: there X is iterated as it stands above.
+    In float32, on a CPU, only the smaller of `X X'` and `X' X` is iterated.  The steps multiply X
+    by polynomials of it, which commute with each other, so X itself is needed at the start and at
+    the end alone.  Its eigenvalues are the squares of the singular values, for which bfloat16 has
+    too few digits, and so have float32 products on a GPU, where TensorFlow takes TF32 for them:
+    there X is iterated as it stands above.
 
     Args:
       matrix: [rows, columns] floating point, of known shape.
@@ -81,20 +86,21 @@ def orthogonalize(matrix: Any, *, steps: int = 3, dtype: str = "float32") -> Any
         return tf.matmul(x, polynomial) if standing else tf.matmul(polynomial, x)
 
     a, b, c = (tf.constant(value, x.dtype) for value in _COEFFICIENTS)
-    if dtype == "bfloat16":
+    if dtype == "bfloat16" or has_gpu():
         for _ in range(steps):
             gram = gram_of(x)
             x = a * x + multiplied(x, b * gram + c * tf.matmul(gram, gram))
         return tf.cast(x, matrix.dtype)
-    gram = gram_of(x)
     one = tf.eye(min(matrix.shape), dtype=x.dtype)
-    factors = []
-    for _ in range(steps):
-        factor = a * one + b * gram + c * tf.matmul(gram, gram)
-        # Of X after this step; what the last one makes of it is read by nobody.
-        gram = factor @ gram @ factor
-        factors.append(factor)
-    return tf.cast(multiplied(x, functools.reduce(tf.matmul, factors)), matrix.dtype)
+    for start in range(0, steps, _GRAM_STEPS):
+        gram, factors = gram_of(x), []
+        for _ in range(min(_GRAM_STEPS, steps - start)):
+            factor = a * one + b * gram + c * tf.matmul(gram, gram)
+            # Of X after this step; what the last one makes of it is read by nobody.
+            gram = factor @ gram @ factor
+            factors.append(factor)
+        x = multiplied(x, functools.reduce(tf.matmul, factors))
+    return tf.cast(x, matrix.dtype)
 
 
 @keras.saving.register_keras_serializable(package="cifarflow")
