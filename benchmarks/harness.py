@@ -24,6 +24,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import secrets
 import statistics
 import subprocess
@@ -156,7 +157,8 @@ def parse_batch_sizes(text: str) -> tuple[int, ...]:
     """
     # What is no whole number is quoted as it was written.
     return tuple(
-        check_int("--batch_sizes", int(word) if word.isdecimal() else word)
+        # Python does not read numbers of thousands of figures.
+        check_int("--batch_sizes", int(word) if re.fullmatch("[0-9]{1,18}", word) else word)
         for word in split_words(text)
     )
 

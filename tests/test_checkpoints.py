@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import pickle
 import re
 import shutil
@@ -355,6 +356,27 @@ def test_the_best_stays(tmp_path):
         checkpoints.save(5, variables, score=float("nan"))
 
 
+def test_a_run_killed_between_a_file_and_the_best_comes_to_the_best_again(tmp_path, monkeypatch):
+    variables, checkpoints = some_variables(), Checkpoints(tmp_path)
+    checkpoints.save(1, variables, score=2.0)
+    replace, done = os.replace, []
+
+    def die_after_the_first(source, target):
+        if done:
+            raise OSError("killed")
+        done.append(target)
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", die_after_the_first)
+        with pytest.raises(WorkdirError, match="killed"):
+            checkpoints.save(2, variables, score=1.0)
+    # Who goes on from step 2 never looks at its score again; from step 1 on it is saved again.
+    if checkpoints.latest_whole() == 1:
+        checkpoints.save(2, variables, score=1.0)
+    assert checkpoints.restore_best(variables) == 2
+
+
 def damage(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -412,15 +434,19 @@ def of_shape(data, shape):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda m: with_header(m, step=2), "SHA-256"),
+        (lambda m: with_header(m, step=2), "it is of step 2, which its name is not"),
         (lambda m: with_header(m, extra={"pending": [1]}), "SHA-256"),
         (lambda m: with_header(m, score=-5.0), "SHA-256"),
-        (lambda m: with_header(m, score="best"), "could not convert"),
+        (lambda m: with_header(m, score="best"), "its score is no number"),
         (lambda m: with_header(m, step="2"), "its step is no number"),
         (lambda m: with_header(m, format=1), "it is of format 1, this version reads 2"),
         (lambda m: {**m, "more.npy": m["0000.npy"]}, "holds 1 members more than it says"),
-        (lambda m: {**m, "0001.npy": of_shape(m["0001.npy"], (10**10,))}, "has 16 bytes, not"),
-        (lambda m: {**m, "0001.npy": m["0001.npy"] + b"xxxx"}, "has 20 bytes, not those"),
+        (lambda m: {**m, "0001.npy": of_shape(m["0001.npy"], (10**10,))}, "it ends after 16 of"),
+        (lambda m: {**m, "0001.npy": m["0001.npy"] + b"xxxx"}, "it goes on after its 16"),
+        (lambda m: with_header(m, variables={}), "its variables are no list"),
+        (lambda m: with_header(m, variables=[1]), "cannot unpack"),
+        (lambda m: with_header(m, extra=[]), "what is kept beside it no mapping"),
+        (lambda m: with_header(m, more="x" * 5_000_000), "its header has 50"),
     ],
 )
 def test_a_file_that_somebody_changed(tmp_path, change, text):

@@ -471,6 +471,7 @@ def _parse_number(name: str, number: str) -> float:
                 f"augment {name} must be a number in 0..{_MOST_STRENGTH}, not {number!r}"
             )
         return float(number)
-    if not (number.isascii() and number.isdigit() and int(number) >= 1):
+    # Python does not read numbers of thousands of figures.
+    if not (re.fullmatch(r"[0-9]{1,9}", number) and int(number) >= 1):
         raise ConfigError(f"augment {name} must be a whole number >= 1, not {number!r}")
     return int(number)

@@ -18,10 +18,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from cifarflow.files import replacing
+from cifarflow.untrusted import parse_json, read_bytes
 
 _VERIFIED_NAME = "verified.json"
 # Old entries, of files long gone, leave first.
 _MOST_ENTRIES = 500
+# Ten times what as many entries take.
+_VERIFIED_BYTES_LIMIT = 1_000_000
 
 Fingerprint = dict[str, list[int]]
 
@@ -73,10 +76,17 @@ def remember_verified(folder: Path, marks: Fingerprint) -> None:
 
 def _read_verified(folder: Path) -> Fingerprint:
     try:
-        content = json.loads((folder / _VERIFIED_NAME).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(read_bytes(folder / _VERIFIED_NAME, limit=_VERIFIED_BYTES_LIMIT))
+    except (OSError, ValueError):
         return {}  # not there, or damaged: everything is simply checked again
     if not isinstance(content, dict) or content.get("version") != 1:
         return {}
     files = content.get("files")
-    return dict(files) if isinstance(files, dict) else {}
+    if not isinstance(files, dict):
+        return {}
+    return {path: mark for path, mark in files.items() if _is_mark(mark)}
+
+
+def _is_mark(mark: object) -> bool:
+    """Whether this is a size and a time, and can be written again."""
+    return isinstance(mark, list) and len(mark) == 2 and all(type(part) is int for part in mark)

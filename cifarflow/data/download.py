@@ -22,6 +22,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from cifarflow.untrusted import one_line
+
 # A child that imports TFDS on a slow machine writes nothing for this long.
 _STALL_SECONDS = 30.0
 _POLL_SECONDS = 0.25
@@ -148,7 +150,8 @@ def _run_child(remote: Remote, folder: Path, stall_seconds: float) -> Path:
     if child.returncode == 0 and lines and Path(lines[-1]).is_file():
         return Path(lines[-1])
     said = log.read_text(errors="replace").strip().splitlines()
-    raise DownloadError(f"TFDS could not download {remote.url}: {said[-1] if said else 'no word'}")
+    word = one_line(said[-1]) if said else "no word"
+    raise DownloadError(f"TFDS could not download {remote.url}: {word}")
 
 
 def _watch(
@@ -158,6 +161,9 @@ def _watch(
     size, grown_at, shown = -1, time.monotonic(), -1
     while child.poll() is None:
         now = _folder_size(folder)
+        # TFDS looks at the sum when all is there; a host that sends on and on fills the disk.
+        if now > 2 * expected_size:
+            raise DownloadError(f"the host sends more than the {expected_size} bytes it should")
         if now != size:
             size, grown_at = now, time.monotonic()
         elif time.monotonic() - grown_at > stall_seconds:

@@ -21,6 +21,7 @@ import tensorflow as tf
 from cifarflow.errors import DataError, check_choice, check_float, check_int
 from cifarflow.models.fusion import fuse
 from cifarflow.models.layers import check_image_shape
+from cifarflow.models.registry import released_gradients
 
 
 class _View(NamedTuple):
@@ -218,7 +219,8 @@ def _make_forward(model: Any, shape: tuple[int, ...], *, shifts: bool) -> Callab
             batch = around[:, row : row + height, column : column + width]
             batch = tf.ensure_shape(batch, [None, *shape])
         batch = tf.where(mirrored, batch[:, :, ::-1], batch)
-        return tf.cast(infer(batch), tf.float32)
+        with released_gradients():
+            return tf.cast(infer(batch), tf.float32)
 
     # A batch of any size: the last one may be smaller.
     return tf.function(forward).get_concrete_function(

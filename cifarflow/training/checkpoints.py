@@ -21,24 +21,36 @@ import math
 import os
 import pathlib
 import re
-import shutil
 import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
 
 from cifarflow.errors import CheckpointError, check_float, check_int
 from cifarflow.files import replacing
+from cifarflow.untrusted import (
+    open_npz,
+    parse_json,
+    read_array,
+    read_array_header,
+    reading,
+    shown,
+)
 
-_NAME = re.compile(r"step_(\d{8,})\.npz")
+# As `path` writes it, and no other way.
+_NAME = re.compile(r"step_([0-9]{8}|[1-9][0-9]{8,})\.npz")
 _BEST = "best.npz"
 # What a process that was killed while writing leaves beside them.
-_LEFTOVER = re.compile(r"\.(step_\d{8,}|best)\.npz\.[0-9a-f]{16}")
+_LEFTOVER = re.compile(r"\.(step_[0-9]{8,}|best)\.npz\.[0-9a-f]{16}")
 _FORMAT = 2
+# A line a variable, and what is kept beside them.
+_HEADER_BYTES_LIMIT = 1_000_000
+# NumPy's format has no names for these, and keeps their bytes without one.
+_UNNAMED = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 
 class Checkpoints:
@@ -198,16 +210,17 @@ class Checkpoints:
             raise failure
 
     def _write(self, header: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
-        """Writes a file, makes it the best if it is, and removes the oldest."""
+        """Writes a file, to the best as well if it is that, and removes the oldest."""
         header["sha256"] = _digest(header, arrays)
         path = self.path(header["step"])
         members: dict[str, Any] = {f"{i:04d}": array for i, array in enumerate(arrays)}
         members["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
-        with replacing(path, what="checkpoint") as file:
-            np.savez(file, **members)
-        if header["score"] is not None and header["score"] < self._best_score():
-            with path.open("rb") as source, replacing(self.best_path, what="checkpoint") as file:
-                shutil.copyfileobj(source, file)
+        is_best = header["score"] is not None and header["score"] < self._best_score()
+        # The best first: a run killed in between that went on from the other, past this score,
+        # would never write it.
+        for target in [self.best_path] * is_best + [path]:
+            with replacing(target, what="checkpoint") as file:
+                np.savez(file, **members)
         with suppress(OSError):
             for old in self.steps()[: -self._keep]:
                 if old != header["step"]:
@@ -267,7 +280,7 @@ def _restore(
         theirs = theirs[: len(ours)]
     if theirs != ours:
         wrong = next(
-            (pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]),
+            ((shown(a), shown(b)) for a, b in zip(theirs, ours, strict=False) if a != b),
             (f"{len(theirs)} variables", f"{len(ours)}"),
         )
         raise CheckpointError(
@@ -289,72 +302,68 @@ def _describe(variable: Any, value: Any) -> list[Any]:
 
 
 def _read(path: pathlib.Path) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Reads and verifies a file."""
-    try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as members:
-            _check_members(members, os.fstat(file.fileno()).st_size)
-            with members.open("header.npy") as member:
-                header = json.loads(_read_array(member, "header").tobytes())
-            if header["format"] != _FORMAT:
-                raise ValueError(f"it is of format {header['format']}, this version reads 2")
-            arrays = []
-            for number, (name, shape, dtype) in enumerate(header["variables"]):
-                with members.open(f"{number:04d}.npy") as member:
-                    arrays.append(_as_described(_read_array(member, name), shape, dtype))
-            unknown = len(members.namelist()) - len(arrays) - 1
-            if unknown:
-                raise ValueError(f"it holds {unknown} members more than it says")
-            if not isinstance(header["step"], int) or not isinstance(header["extra"], dict):
-                raise ValueError("its step is no number, or what is kept beside it no mapping")
-            float(header["score"] or 0)
-            expected, found = header.pop("sha256"), _digest(header, arrays)
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no checkpoint {str(path)!r}") from None
-    # A damaged zip file fails in many ways: wrong compression, wrong version, too long, a flag
-    # that says it is encrypted.
-    except Exception as error:
-        raise CheckpointError(f"checkpoint {str(path)!r} is damaged: {error}") from error
-    if found != expected:
-        raise CheckpointError(
-            f"checkpoint {str(path)!r} is damaged: SHA-256 of its arrays is {found}, "
-            f"it should be {expected}"
-        )
+    """Reads and verifies a file; nothing that it claims is allocated before it is there."""
+    name = f"checkpoint {str(path)!r}"
+    with reading(name, failing="is damaged", error=CheckpointError), ExitStack() as stack:
+        try:
+            members = stack.enter_context(open_npz(path, packed=False))
+        except FileNotFoundError:
+            raise CheckpointError(f"there is no {name}") from None
+        size = members.getinfo("header.npy").file_size
+        if size > _HEADER_BYTES_LIMIT:
+            raise ValueError(f"its header has {size} bytes, expected at most {_HEADER_BYTES_LIMIT}")
+        # A user's hook may keep an infinity.
+        header = parse_json(_read_member(members, "header").tobytes(), finite=False)
+        arrays = _read_arrays(members, header)
+        match = _NAME.fullmatch(path.name)
+        if match and int(match[1]) != header["step"]:
+            raise ValueError(f"it is of step {shown(header['step'])}, which its name is not")
+        expected, found = header.pop("sha256"), _digest(header, arrays)
+        if found != expected:
+            raise ValueError(f"SHA-256 of its arrays is {found}, it should be {shown(expected)}")
     return header, arrays
 
 
-def _check_members(members: zipfile.ZipFile, file_size: int) -> None:
-    """Refuses a file whose members claim more than it has: nothing is allocated on a claim."""
-    infos = members.infolist()
-    if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
-        raise ValueError("a member is compressed, and none should be")
-    claimed = sum(info.file_size for info in infos)
-    if claimed > file_size or any(info.file_size != info.compress_size for info in infos):
-        raise ValueError(f"its members claim {claimed} bytes, and the file has {file_size}")
-    if len({info.filename for info in infos}) != len(infos):
-        raise ValueError("two members have the same name")
+def _read_arrays(members: zipfile.ZipFile, header: dict[str, Any]) -> list[np.ndarray]:
+    """Reads what a header describes, and checks the header itself."""
+    if header["format"] != _FORMAT:
+        raise ValueError(f"it is of format {shown(header['format'])}, this version reads {_FORMAT}")
+    if not isinstance(header["variables"], list):
+        raise ValueError("its variables are no list")
+    arrays = [
+        _as_described(_read_member(members, f"{number:04d}"), shape, dtype)
+        for number, (_, shape, dtype) in enumerate(header["variables"])
+    ]
+    names = members.namelist()
+    unknown = len(names) - len(arrays) - 1
+    if unknown:
+        raise ValueError(f"it holds {unknown} members more than it says")
+    if type(header["step"]) is not int or not isinstance(header["extra"], dict):
+        raise ValueError("its step is no number, or what is kept beside it no mapping")
+    score = header["score"]
+    if score is not None and not (type(score) in (int, float) and math.isfinite(score)):
+        raise ValueError("its score is no number")
+    return arrays
 
 
-def _read_array(member: Any, name: str) -> np.ndarray:
-    """Reads one member, which must be just as long as its own header says."""
-    version = np.lib.format.read_magic(member)
-    if version != (1, 0):
-        raise ValueError(f"the array of {name} is of .npy version {version}, not (1, 0)")
-    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(member)
-    if dtype.hasobject or is_fortran:
-        raise ValueError(f"the array of {name} is of objects, or in Fortran order")
-    data = member.read()
-    if len(data) != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"the array of {name} has {len(data)} bytes, not those of {shape} {dtype}")
-    return np.frombuffer(data, dtype).reshape(shape)
+def _read_member(members: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Reads one array, which must be just as long as its own header says."""
+    info = members.getinfo(f"{name}.npy")
+    try:
+        with members.open(info) as file:
+            return read_array(file, read_array_header(file), size=info.file_size)
+    except ValueError as error:
+        raise ValueError(f"array {name}: {error}") from error
 
 
-def _as_described(array: np.ndarray, shape: Sequence[int], dtype: str) -> np.ndarray:
+def _as_described(array: np.ndarray, shape: Any, dtype: Any) -> np.ndarray:
     """The array, if it is what the header says of it."""
-    if array.dtype.kind == "V":
-        # NumPy's format knows no bfloat16 and keeps its bytes without a name.
+    if array.dtype.kind == "V" and dtype in _UNNAMED:
         array = array.view(np.dtype(dtype))
-    if list(array.shape) != list(shape) or array.dtype.name != dtype:
-        raise ValueError(f"an array is {array.dtype.name} {array.shape}, not {dtype} {shape}")
+    if [*array.shape] != shape or array.dtype.name != dtype:
+        raise ValueError(
+            f"an array is {array.dtype.name} {array.shape}, not {shown(dtype)} {shown(shape)}"
+        )
     return array
 
 

@@ -11,6 +11,7 @@ that cannot be written: then it is with the next row that can, or `flush` raises
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -22,8 +23,14 @@ from typing import Any
 
 from cifarflow.errors import DataError, WorkdirError
 from cifarflow.files import replacing
+from cifarflow.untrusted import open_file, reading, refuse_constant
 
 Row = dict[str, Any]
+
+# A row has 200 characters; ten a step of the longest recipe would not be a million.
+_MOST_ROWS = 1_000_000
+_ROW_LIMIT = 10_000
+_NUMBERS = ("epoch", "loss", "accuracy", "learning_rate", "images_per_second")
 
 
 class History:
@@ -134,13 +141,17 @@ class History:
         rows = [row for row in self.rows if row["split"] == split and row.get(key) is not None]
         return [row["epoch"] for row in rows], [row[key] for row in rows]
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, *, most: int | None = None) -> None:
         """Drops the rows after `step`, on disk too: a resumed run writes them again.
+
+        Args:
+          step: steps done.
+          most: how many rows there were, where some of that very step may have come later.
 
         Raises:
           WorkdirError: if the file cannot be written.
         """
-        self.rows = [row for row in self.rows if row["step"] <= step]
+        self.rows = [row for row in self.rows[:most] if row["step"] <= step]
         self._unwritten = []
         if self._path is None:
             return
@@ -158,26 +169,46 @@ class History:
           DataError: if the file cannot be read, or another line is not a row.
         """
         history = cls(path, tags=tags)
-        try:
-            text = pathlib.Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{str(path)!r} is not a readable log of a run: {error}") from error
-        lines = text.split("\n")
-        for number, line in enumerate(lines, 1):
-            if not line:
-                continue
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict) or not isinstance(row["step"], int):
-                    raise ValueError
-                history.rows.append({"split": "", "epoch": 0.0, **row})
-            except (ValueError, KeyError):
-                if number == len(lines):
-                    break
-                raise DataError(
-                    f"line {number} of {str(path)!r} is not a row of a run's log: {line[:60]!r}"
-                ) from None
+        name = repr(str(path))
+        with (
+            reading(name, failing="is not a readable log of a run"),
+            open_file(pathlib.Path(path)) as file,
+            io.TextIOWrapper(file, encoding="utf-8") as lines,
+        ):
+            number = 0
+            # Never more of a line than a row can have: the file may be one endless line.
+            while line := lines.readline(_ROW_LIMIT):
+                number += 1
+                if number > _MOST_ROWS:
+                    raise DataError(f"{name} has more than {_MOST_ROWS} lines")
+                is_whole = line.endswith("\n")
+                line = line.rstrip("\n")
+                try:
+                    if line:
+                        history.rows.append(_read_row(line))
+                except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+                    if not is_whole and not lines.read(1):
+                        break
+                    raise DataError(
+                        f"line {number} of {name} is not a row of a run's log: {line[:60]!r}"
+                    ) from None
         return history
+
+
+def _read_row(line: str) -> Row:
+    """Reads one row; in any other line something goes wrong."""
+    row = {"split": "", "epoch": 0.0, **json.loads(line, parse_constant=refuse_constant)}
+    numbers = [row["epoch"], *(row[key] for key in _NUMBERS if row.get(key) is not None)]
+    if type(row["step"]) is not int or type(row["split"]) is not str:
+        raise ValueError
+    if not all(type(number) in (int, float) for number in numbers):
+        raise ValueError
+    # Of what others may have added no list or object, and no number that JSON has no words for.
+    if any(isinstance(value, (dict, list)) for value in row.values()):
+        raise ValueError
+    if not all(math.isfinite(v) for v in row.values() if isinstance(v, (int, float))):
+        raise ValueError
+    return row
 
 
 def _finite(value: float | None) -> float | None:

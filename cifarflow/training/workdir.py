@@ -9,6 +9,7 @@ In the folder are
     recipe.json         the recipe, with every "auto" replaced by what was used
     metrics.jsonl       the log, a line an event
     checkpoints/        the state, a file a step
+    capsules/           steps whose numbers were not finite, a folder each
     test_outputs.npy    the model's outputs for the test set
     summary.json        what came of it
 
@@ -27,6 +28,26 @@ import numpy as np
 
 from cifarflow.errors import DataError, WorkdirError
 from cifarflow.files import replacing
+from cifarflow.untrusted import (
+    one_line,
+    open_file,
+    parse_json,
+    read_array,
+    read_array_header,
+    read_bytes,
+    reading,
+    shown,
+)
+
+# A recipe has 2 kB, a summary of 300 classes 0.9 MB, for its confusion matrix.  As many bytes of
+# empty lists take half a second: Python looks through all that TensorFlow has made, for garbage.
+_JSON_BYTES_LIMIT = 1_000_000
+# What a summary's readers print or draw, and what that must be.
+_SUMMARY_NUMBERS = (
+    *("parameters", "epochs", "seed", "train_seconds", "images_per_second"),
+    *("test_loss", "test_accuracy"),
+)
+_SUMMARY_TEXTS = ("recipe", "dataset", "precision", "device", "weights_sha256")
 
 
 class Workdir:
@@ -43,6 +64,11 @@ class Workdir:
     def checkpoints(self) -> pathlib.Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def capsules(self) -> pathlib.Path:
+        """The folder of capsules."""
+        return self.path / "capsules"
 
     @property
     def metrics(self) -> pathlib.Path:
@@ -89,8 +115,8 @@ class Workdir:
         if wrong:
             key = wrong[0]
             raise WorkdirError(
-                f"workdir {str(self.path)!r} holds a run with {key}={found.get(key)!r}, "
-                f"not {recipe.get(key)!r}: give another folder"
+                f"workdir {str(self.path)!r} holds a run with {one_line(key, length=60)}="
+                f"{shown(found.get(key))}, not {shown(recipe.get(key))}: give another folder"
             )
         if not resume:
             raise WorkdirError(
@@ -106,12 +132,12 @@ class Workdir:
           DataError: if it is not a JSON object.
         """
         path = self.path / name
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (ValueError, OSError) as error:
-            raise DataError(f"{str(path)!r} is not readable JSON: {error}") from error
+        with reading(repr(str(path)), failing="is not readable JSON"):
+            try:
+                data = read_bytes(path, limit=_JSON_BYTES_LIMIT)
+            except FileNotFoundError:
+                return None
+            value = parse_json(data)
         if not isinstance(value, dict):
             raise DataError(f"{str(path)!r} must hold a JSON object, not {type(value).__name__}")
         return value
@@ -123,14 +149,18 @@ class Workdir:
           keys: what it must hold.
 
         Raises:
-          DataError: if it is not a JSON object with these keys.
+          DataError: if it is not a JSON object with these keys, or one is not what it must be.
         """
         summary = self.read_json("summary.json")
-        missing = sorted(set(keys) - set(summary)) if summary is not None else []
-        if missing:
+        if summary is None:
+            return None
+        missing = sorted(set(keys) - set(summary))
+        wrong = [key for key in summary if not _is_as_it_must_be(key, summary[key])]
+        if missing or wrong:
+            what = f"it lacks {missing[0]!r}" if missing else f"its {wrong[0]!r} is not one's"
             raise DataError(
-                f"{str(self.path / 'summary.json')!r} is no summary of a run, it lacks "
-                f"{missing[0]!r}: remove it to have the run tested again"
+                f"{str(self.path / 'summary.json')!r} is no summary of a run, {what}: "
+                "remove it to have the run tested again"
             )
         return summary
 
@@ -144,12 +174,19 @@ class Workdir:
           DataError: if the file is damaged.
         """
         path = self.path / "test_outputs.npy"
-        if not path.exists():
-            return None
-        try:
-            return np.asarray(np.load(path, allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{str(path)!r} is damaged: {error}") from error
+        with reading(repr(str(path)), failing="is damaged"):
+            try:
+                file = open_file(path)
+            except FileNotFoundError:
+                return None
+            with file:
+                header = read_array_header(file)
+                if len(header.shape) != 2 or header.dtype.kind != "f":
+                    raise ValueError(
+                        f"it is {header.dtype} of shape {header.shape}, "
+                        "expected float32 of shape (images, classes)"
+                    )
+                return read_array(file, header, size=os.fstat(file.fileno()).st_size)
 
     def write_test_outputs(self, outputs: np.ndarray) -> None:
         """Keeps the model's outputs for the test set, which is read once only.
@@ -168,3 +205,27 @@ class Workdir:
         """
         with replacing(self.path / name) as file:
             file.write((json.dumps(value, indent=2) + "\n").encode())
+
+
+def _is_as_it_must_be(key: str, value: object) -> bool:
+    """Whether a summary's value can be printed and drawn; others than the known may be anything."""
+    if key in _SUMMARY_NUMBERS:
+        return _is_number(value)
+    if key in _SUMMARY_TEXTS:
+        return isinstance(value, str)
+    if key == "examples":
+        splits = ("train", "validation", "test")
+        return isinstance(value, dict) and all(_is_number(value.get(split)) for split in splits)
+    if key == "confusion_matrix":
+        return isinstance(value, list) and all(
+            isinstance(row, list) and len(row) == len(value) and all(map(_is_number, row))
+            for row in value
+        )
+    return True
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    # Python's whole numbers have no end; those beyond floats cannot be printed as one.
+    return abs(value) < 1e300
