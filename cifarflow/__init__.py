@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cifarflow.data.dataset import DATA_CHOICES, load_data
     from cifarflow.data.pipeline import ArrayBatches, DatasetBatches, evaluation_batches
     from cifarflow.data.splits import Dataset, Split
-    from cifarflow.errors import CifarflowError
+    from cifarflow.errors import CifarflowError, NonFiniteError
     from cifarflow.evaluation.metrics import confusion_matrix, per_class_accuracy
     from cifarflow.evaluation.predict import Predictor, predict, softmax
     from cifarflow.evaluation.statistics import Summary, summarise
@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     from cifarflow.recipes.build import load_recipe_data
     from cifarflow.recipes.named import RECIPES, get_recipe
     from cifarflow.recipes.recipe import Recipe
+    from cifarflow.recipes.redraw import batch_at, load_recipe
     from cifarflow.recipes.run import train_recipe
+    from cifarflow.replay import replay_capsule
     from cifarflow.reporting.diagram import model_summary, plot_model
     from cifarflow.reporting.plots import (
         plot_comparison,
@@ -55,12 +57,21 @@ if TYPE_CHECKING:
     )
     from cifarflow.reporting.progress import Progress
     from cifarflow.training.averaging import Lookahead, WeightEMA
+    from cifarflow.training.capsule import (
+        Capsule,
+        CapsuleError,
+        Findings,
+        examine_step,
+        load_capsule,
+    )
     from cifarflow.training.checkpoints import Checkpoints
     from cifarflow.training.contract import ContractError, check_step
     from cifarflow.training.history import History
     from cifarflow.training.hooks import EarlyStopping, Every, Hook
     from cifarflow.training.loop import Run, TrainingInterrupted, train
+    from cifarflow.training.nonfinite import Capsules
     from cifarflow.training.profile import Profile, profile
+    from cifarflow.training.retrace import RetraceError, RetraceGuard
     from cifarflow.training.step import Sums, cross_entropy, make_eval_step, make_train_step
     from cifarflow.trials import TIMING_RULE, Trial, Trials
 
@@ -80,7 +91,7 @@ _MODULES = {
     "data.dataset": ("DATA_CHOICES", "load_data"),
     "data.pipeline": ("ArrayBatches", "DatasetBatches", "evaluation_batches"),
     "data.splits": ("Dataset", "Split"),
-    "errors": ("CifarflowError",),
+    "errors": ("CifarflowError", "NonFiniteError"),
     "evaluation.metrics": ("confusion_matrix", "per_class_accuracy"),
     "evaluation.predict": ("Predictor", "predict", "softmax"),
     "evaluation.statistics": ("Summary", "summarise"),
@@ -96,7 +107,9 @@ _MODULES = {
     "recipes.build": ("load_recipe_data",),
     "recipes.named": ("RECIPES", "get_recipe"),
     "recipes.recipe": ("Recipe",),
+    "recipes.redraw": ("batch_at", "load_recipe"),
     "recipes.run": ("train_recipe",),
+    "replay": ("replay_capsule",),
     "reporting.diagram": ("model_summary", "plot_model"),
     "reporting.plots": (
         "plot_comparison",
@@ -108,12 +121,15 @@ _MODULES = {
     ),
     "reporting.progress": ("Progress",),
     "training.averaging": ("Lookahead", "WeightEMA"),
+    "training.capsule": ("Capsule", "CapsuleError", "Findings", "examine_step", "load_capsule"),
     "training.checkpoints": ("Checkpoints",),
     "training.contract": ("ContractError", "check_step"),
     "training.history": ("History",),
     "training.hooks": ("EarlyStopping", "Every", "Hook"),
     "training.loop": ("Run", "TrainingInterrupted", "train"),
+    "training.nonfinite": ("Capsules",),
     "training.profile": ("Profile", "profile"),
+    "training.retrace": ("RetraceError", "RetraceGuard"),
     "training.step": ("Sums", "cross_entropy", "make_eval_step", "make_train_step"),
     "trials": ("TIMING_RULE", "Trial", "Trials"),
 }

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -33,6 +32,7 @@ from typing import Any
 from absl import app, flags
 
 from cifarflow.errors import CifarflowError, ConfigError
+from cifarflow.untrusted import one_line, parse_json
 
 EXIT_BAD_INPUT = 2
 
@@ -76,6 +76,7 @@ with _quiet_import():
     from cifarflow.recipes.recipe import Recipe
     from cifarflow.reporting.progress import Progress
     from cifarflow.training.loop import Run, TrainingInterrupted
+    from cifarflow.training.nonfinite import ON_NONFINITE
 
 # Flags belong to the script that asks for them, so that its `--help` shows them.
 flags.disclaim_key_flags()
@@ -150,6 +151,14 @@ def define_run_flags(*, workdir_help: str = "") -> None:
         workdir_help or "the run's folder (default: a new one, runs/RECIPE-DATE-TIME-PID)",
     )
     flags.DEFINE_boolean("resume", False, "go on with the run in --workdir; starts it if none")
+    flags.DEFINE_enum(
+        "on_nonfinite",
+        "stop",
+        ON_NONFINITE,
+        "what a step is whose loss or gradients are not finite: the end of the run, or left out; "
+        "the workdir's folder capsules keeps such steps",
+    )
+    define_check_flag()
     flags.DEFINE_boolean("tensorboard", False, "write a TensorBoard event file into the workdir")
     flags.DEFINE_boolean(
         "profile",
@@ -159,6 +168,11 @@ def define_run_flags(*, workdir_help: str = "") -> None:
     )
     flags.DEFINE_boolean("plots", True, "draw the pictures")
     flags.DEFINE_boolean("progress", True, "show progress on stderr")
+
+
+def define_check_flag() -> None:
+    """Defines --check."""
+    flags.DEFINE_boolean("check", False, "before training, check what two tiny steps do")
 
 
 def run_options_from_flags(name: str) -> dict[str, Any]:
@@ -183,6 +197,8 @@ def run_options_from_flags(name: str) -> dict[str, Any]:
         "workdir": FLAGS.workdir,
         "resume": FLAGS.resume,
         "data_dir": FLAGS.data_dir,
+        "on_nonfinite": FLAGS.on_nonfinite,
+        "check": FLAGS.check,
         "tensorboard": FLAGS.tensorboard,
         "profile": print if FLAGS.profile else None,
         "progress": Progress if FLAGS.progress else None,
@@ -201,7 +217,7 @@ def parse_options(text: str, *, flag: str = "model_options") -> dict[str, Any]:
     """
     try:
         if text.lstrip().startswith("{"):
-            return dict(json.loads(text))
+            return dict(parse_json(text.encode()))
         # A comma within a value, as in filters=[8,16], is not followed by another name.
         pairs = [part.partition("=") for part in re.split(r",(?=\s*[\w./|]+\s*=)", text)]
         if all(name.strip() and equals for name, equals, _ in pairs):
@@ -217,7 +233,7 @@ def parse_options(text: str, *, flag: str = "model_options") -> dict[str, Any]:
 
 def _parse_value(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text.encode())
     except ValueError:
         return text
 
@@ -289,6 +305,8 @@ def print_summary(run: Run) -> None:
         f"{summary['images_per_second']:,.0f} images/s in {summary['precision']} on "
         f"{summary['device']}"
     )
+    if summary.get("skipped_steps"):
+        print(f"{summary['skipped_steps']} of {summary['steps']} steps were skipped: not finite")
     print(f"weights {summary['weights_sha256'][:16]}, all files in {run.workdir}")
 
 
@@ -313,7 +331,8 @@ def resume_command() -> str:
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return list(FLAGS(argv))
-    except flags.Error as error:
+    # Some of absl's own flags, and --noflag=value, raise the other.
+    except (flags.Error, ValueError) as error:
         sys.exit(_complain(str(error)))
     except SystemExit:
         # absl ends --help with status 1, as if something had gone wrong.
@@ -321,5 +340,6 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _complain(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    # What was given, or stands in a file, may be endless, or something that a terminal obeys.
+    print(f"error: {one_line(message, length=1000)}", file=sys.stderr)
     return EXIT_BAD_INPUT

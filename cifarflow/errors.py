@@ -44,7 +44,7 @@ class CheckpointError(CifarflowError, ValueError):
 
 
 class NonFiniteError(CifarflowError, FloatingPointError):
-    """The loss became infinite or NaN."""
+    """The loss, a gradient or a weight became infinite or NaN."""
 
 
 def check_int(name: str, value: object, *, minimum: int = 1) -> int:

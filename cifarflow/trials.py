@@ -39,6 +39,7 @@ from cifarflow.recipes.build import (
     set_from_images,
 )
 from cifarflow.recipes.recipe import Recipe
+from cifarflow.recipes.run import check_pieces
 from cifarflow.training.checkpoints import hash_arrays
 from cifarflow.training.hooks import epochs_to_steps
 from cifarflow.training.loop import ProgressView, explained, make_evaluate
@@ -147,6 +148,11 @@ class Trials:
         # Kernels choose their way of working, and memory is taken, at the first call.
         with explained(pieces.model):
             self._runner.run(min(2, self.total_steps))
+            for update in {0, *(pieces.freeze or {}).values()} - {0}:
+                # Where something freezes the step goes another way.
+                rule = getattr(pieces.optimizer, "inner_optimizer", pieces.optimizer)
+                rule.iterations.assign(update)
+                self._runner.run(1)
         # On black images: those that are read in the end are not touched before.
         self._predict = Predictor(pieces.model, **predict_options(self.recipe))
         self._predict.compile(dataset.image_shape, num_images=len(self._split))
@@ -156,6 +162,14 @@ class Trials:
     def traces(self) -> int:
         """How often the training step has been traced."""
         return int(self._train_step.experimental_get_tracing_count())
+
+    def check(self) -> None:
+        """Checks what the training step does, outside the clock, see `check_step`.
+
+        Raises:
+          ContractError: if it does not train what it should.
+        """
+        check_pieces(self._pieces)
 
     def run(
         self, seed: int, *, curve_epochs: float = 0.0, progress: ProgressView | None = None
@@ -201,7 +215,7 @@ class Trials:
             with explained(model):
                 sums = self._runner.run(count)
                 # Reading the sums waits until the device has finished.
-                loss, correct, examples = (float(value) for value in sums)
+                loss, correct, examples = (float(value) for value in sums[:3])
             took = time.perf_counter() - start
             train_seconds += took
             step += count

@@ -12,10 +12,12 @@ from absl import flags
 import cifarflow as cf
 from cifarflow import cli
 from cifarflow.errors import check_int
+from cifarflow.training.contract import CHECKED
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("data", "auto", cf.DATA_CHOICES, "which data")
 flags.DEFINE_string("data_dir", None, "where CIFAR-10 is, a file or folder")
+cli.define_check_flag()
 flags.DEFINE_integer("steps", 500, "how many steps of batch 32")
 
 
@@ -25,8 +27,12 @@ def main() -> None:
     batches = cf.ArrayBatches(data.train.images, data.train.labels, batch_size=32, seed=0)
     model = cf.cnn(seed=0)
     optimizer = cf.SGD(0.01, momentum=0.9, nesterov=True, decay=1e-6)
-    train_step = cf.make_train_step(model, optimizer)
+    # A batch of another shape would have the step compiled anew: then this says which.
+    train_step = cf.RetraceGuard(cf.make_train_step(model, optimizer))
     eval_step = cf.make_eval_step(model)
+    if FLAGS.check:
+        cf.check_step(model, optimizer, batches=batches, train_step=train_step)
+        print(CHECKED)
 
     sums = cf.Sums.zero()
     for step, (images, labels) in enumerate(batches.dataset(0, steps), 1):

@@ -15,12 +15,14 @@ from absl import flags
 import cifarflow as cf
 from cifarflow import cli
 from cifarflow.errors import check_int, check_seed
+from cifarflow.training.contract import CHECKED
 
 FLAGS = flags.FLAGS
 cli.define_recipe_flags("fast75")
 flags.DEFINE_string("data_dir", None, "where CIFAR-10 is, a file or folder (default: search)")
 flags.DEFINE_integer("runs", 1, "runs, with seeds --seed, --seed+1, ...")
 flags.DEFINE_boolean("tune", False, "read validation images, not the test set")
+cli.define_check_flag()
 flags.DEFINE_boolean("progress", True, "show progress on stderr")
 
 
@@ -37,6 +39,9 @@ def main() -> None:
         f"{recipe.name}: {recipe.epochs:g} epochs of {len(dataset.train):,} {dataset.name} images, "
         f"batch {recipe.batch_size}, {recipe.precision}; compiled in {trials.compile_seconds:.1f} s"
     )
+    if FLAGS.check:
+        trials.check()
+        print(CHECKED)
     print(cf.TIMING_RULE)
     if FLAGS.tune:
         print(f"the {len(dataset.validation):,} validation images are read, not the test set")

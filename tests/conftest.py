@@ -18,7 +18,8 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 @pytest.fixture(autouse=True)
 def _same_seeds():
-    """The same initial weights in every run of the suite; tests that need no Keras do not load it."""
+    """The same initial weights in every run of the suite."""
+    # Not loaded for tests that need none.
     if "keras" in sys.modules:
         sys.modules["keras"].utils.set_random_seed(0)
 

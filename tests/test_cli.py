@@ -16,7 +16,7 @@ from cifarflow import cli
 from cifarflow.errors import CheckpointError, ConfigError, DataNotFoundError, WorkdirError
 from cifarflow.recipes.named import RECIPES
 from cifarflow.recipes.recipe import Recipe
-from cifarflow.training.loop import TrainingInterrupted
+from cifarflow.training.loop import Run, TrainingInterrupted
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = flags.FLAGS
@@ -285,6 +285,16 @@ def test_a_loss_that_is_not_finite(call, standin):
     assert "the training loss became" in last_line(call(*TINY, *words))
 
 
+def test_skipped_steps_are_printed(capsys):
+    numbers = dict.fromkeys(("test_accuracy", "test_loss", "epochs", "train_seconds"), 1.0)
+    texts = dict.fromkeys(("recipe", "dataset", "precision", "device", "weights_sha256"), "x")
+    summary = {**numbers, **texts, "images_per_second": 9.0, "examples": {"test": 3}, "steps": 40}
+    for skipped in (0, 3):
+        cli.print_summary(Run(None, None, {**summary, "skipped_steps": skipped}))
+        out = capsys.readouterr().out
+        assert ("3 of 40 steps were skipped" in out) == bool(skipped)
+
+
 def test_a_new_workdir_by_default(call, here, standin):
     assert call(*TINY)[0] == 0
     (folder,) = (here / "runs").iterdir()
@@ -373,11 +383,13 @@ def test_run_options(call):
         seen.append(cli.run_options_from_flags("x"))
 
     call("--workdir=w", "--resume", "--data_dir=d", "--tensorboard", main=main)
-    call("--workdir=w", "--noprogress", "--profile", main=main)
+    call("--workdir=w", "--noprogress", "--profile", "--check", "--on_nonfinite=skip", main=main)
     assert seen[0] == {
         "workdir": "w",
         "resume": True,
         "data_dir": "d",
+        "on_nonfinite": "stop",
+        "check": False,
         "tensorboard": True,
         "profile": None,
         "progress": cli.Progress,
@@ -385,6 +397,7 @@ def test_run_options(call):
     assert seen[1]["progress"] is None
     assert seen[1]["profile"] is print
     assert not seen[1]["resume"]
+    assert (seen[1]["check"], seen[1]["on_nonfinite"]) == (True, "skip")
 
 
 @pytest.mark.parametrize(

@@ -74,13 +74,14 @@ def refused(result):
 
 def test_train_without_data_and_network(tmp_path, env):
     words = [EXAMPLES / "train.py", "--limit_examples=320", "--epochs=1", "--workdir=run"]
-    words += ["--model_options=widths=[8]", "--batch_size=32", "--augment=flip,crop:4"]
+    words += ["--model_options=widths=[8]", "--batch_size=32", "--augment=flip,crop:4", "--check"]
     code, out, err = run(*words, cwd=tmp_path, env=env)
     assert code == 0, err
     assert BANNER in err
     assert "320 standin images" in err
     assert "fast75 on standin: test accuracy" in out
     assert "pictures: " in out
+    assert out.startswith("the training step was checked: ")
     # Nothing but the banner, the announcement and the progress: no noise of TensorFlow's.
     assert "oneDNN" not in err
     assert "Warning" not in err
@@ -107,10 +108,11 @@ def test_train_without_data_and_network(tmp_path, env):
 
 
 def test_custom_loop(tmp_path, env):
-    words = [EXAMPLES / "custom_loop.py", "--data=standin", "--steps=3"]
+    words = [EXAMPLES / "custom_loop.py", "--data=standin", "--steps=3", "--check"]
     code, out, err = run(*words, cwd=tmp_path, env=env)
     assert code == 0, err
     assert BANNER in err
+    assert out.startswith("the training step was checked: ")
     loss = re.search(r"^step 3: loss (\d+\.\d+)$", out, re.MULTILINE)
     assert 1.5 < float(loss[1]) < 4
     assert re.search(r"^standin: validation accuracy 0\.\d+ after 3 steps$", out, re.MULTILINE)
@@ -170,6 +172,22 @@ def test_lab(tmp_path, env):
     line = refused(run(*words, cwd=tmp_path, env=env))
     assert "holds a run of this recipe already" in line
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_that_blows_up_and_the_command_that_replays_its_step(tmp_path, env):
+    words = "--recipe=lab_mlp --data=standin --limit_examples=320 --epochs=3 --learning_rate=1e30"
+    words += " --model_options=units=8,activation=relu --workdir=run --noplots"
+    line = refused(run(EXAMPLES / "train.py", *words.split(), cwd=tmp_path, env=env))
+    assert "the training loss became nan, which began in step 1, the first being 0: " in line
+    assert "try a smaller learning_rate than 9.99999e+29; to run it again: python -m" in line
+    command = shlex.split(line.partition("to run it again: python ")[2])
+    assert command == ["-m", "cifarflow", "replay", "run/capsules/step_00000001"]
+    code, out, err = run(*command, cwd=tmp_path, env=env)
+    assert (code, err) == (0, "")
+    first, then, now = out.splitlines()
+    assert first == "step 1 of 'lab_mlp', seed 0, 32 images"
+    assert then.startswith("then: loss nan; gradients not finite: 'dense/kernel'")
+    assert now.removeprefix("now:  ") == then.removeprefix("then: ")
 
 
 LONG = "--recipe=lab_mlp --data=standin --limit_examples=640 --epochs=40 --precision=float32"

@@ -26,14 +26,16 @@ FLOORS = {
     "errors": set(),
     "device": set(),
     "files": {"errors"},
-    "data": {"errors", "device", "files"},
+    "untrusted": {"errors"},
+    "data": {"errors", "device", "files", "untrusted"},
     "models": {"errors", "device"},
     "optimizers": {"errors", "device"},
     "training.step": {"errors", "models", "optimizers"},
     "evaluation": {"errors", "models"},
-    "training": {"errors", "device", "files", "data", "training.step"},
+    "training": {"errors", "device", "files", "untrusted", "data", "training.step"},
     "recipes": {
         "errors",
+        "untrusted",
         "device",
         "data",
         "models",
@@ -50,8 +52,10 @@ FLOORS = {
         "training",
         "recipes",
     },
+    "replay": {"errors", "device", "training.step", "training", "recipes"},
     "reporting": {"errors", "files", "data", "evaluation", "training"},
-    "cli": {"errors", "device", "data", "training", "recipes", "reporting"},
+    "cli": {"errors", "untrusted", "device", "data", "training", "recipes", "reporting"},
+    "__main__": {"errors", "training", "replay", "cli"},
 }
 
 

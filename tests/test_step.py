@@ -276,7 +276,7 @@ def test_the_step_in_a_loop_of_ones_own():
 
 def test_sums_add():
     one = Sums(*map(tf.constant, (1.0, 2.0, 3.0)))
-    assert [float(value) for value in one + one + Sums.zero()] == [2.0, 4.0, 6.0]
+    assert [float(value) for value in one + one + Sums.zero()] == [2.0, 4.0, 6.0, 0.0]
 
 
 def test_count_correct():

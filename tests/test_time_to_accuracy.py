@@ -19,6 +19,7 @@ import trial_runs
 from cifarflow.data.splits import Split
 from cifarflow.errors import ConfigError
 from cifarflow.recipes.named import RECIPES
+from cifarflow.training.contract import CHECKED
 from cifarflow.trials import TIMING_RULE
 
 COMMANDS = {
@@ -27,7 +28,7 @@ COMMANDS = {
     "accuracy": "accuracy.py --quick --data=standin --recipes=lab_mlp,lab_mlp:epochs=0.5 "
     "--points=3 --json=accuracy.json --plot=accuracy.png",
     "speedrun": "../examples/speedrun.py --recipe=lab_mlp --data=standin --limit_examples=320 "
-    "--epochs=0.5 --validation_fraction=0 --runs=2 --seed=3 --tune",
+    "--epochs=0.5 --validation_fraction=0 --runs=2 --seed=3 --tune --check",
     "no_runs": "../examples/speedrun.py --data=standin --runs=0",
     # More than it comes to before it is interrupted.
     "interrupted": "time_to_accuracy.py --quick --data=standin --recipe=lab_mlp "
@@ -442,6 +443,7 @@ def test_speedrun(finish):
     assert list(folder.iterdir()) == []
     lines = done.stdout.splitlines()
     assert lines[0].startswith("lab_mlp: 0.5 epochs of 320 standin images, batch 32, float32; comp")
+    assert lines.pop(1) == CHECKED
     assert lines[1] == TIMING_RULE
     # A tenth is held out, as the recipe holds out nothing.
     assert lines[2] == "the 35 validation images are read, not the test set"

@@ -65,7 +65,10 @@ def build_model(
             seed=recipe.seed,
             **options,
         )
-    except (TypeError, tf.errors.ResourceExhaustedError) as error:
+    except ConfigError:
+        raise
+    # Sizes that no tensor can have are ValueErrors of TensorFlow.
+    except (TypeError, ValueError, OverflowError, tf.errors.ResourceExhaustedError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(
             f"model_options {options!r} do not fit {recipe.model}: {reason}"
@@ -150,6 +153,26 @@ def build_optimizer(recipe: Recipe, *, steps_per_epoch: int) -> Any:
     return scale_for(precision, SGD(schedule, **options))
 
 
+def build_batches(recipe: Recipe, dataset: Dataset) -> ArrayBatches:
+    """The batches that a recipe trains on, augmentation included.
+
+    Args:
+      recipe: the recipe.
+      dataset: what to train on, limited as the recipe says.
+
+    Raises:
+      ConfigError: if batch_size or augment does not fit the images.
+    """
+    images, labels = dataset.train
+    return ArrayBatches(
+        images,
+        labels,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        augment=make_augment(recipe.augment),
+    )
+
+
 def resolve(recipe: Recipe, dataset: Dataset) -> Recipe:
     """Replaces every "auto" by what it means on this machine with this data."""
     jit_compile = recipe.jit_compile
@@ -199,19 +222,12 @@ def assemble(recipe: Recipe, dataset: Dataset) -> Pieces:
       DataError: if the model cannot take its weights from these images.
     """
     recipe = resolve(recipe, dataset)
-    images, labels = dataset.train
-    batches = ArrayBatches(
-        images,
-        labels,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        augment=make_augment(recipe.augment),
-    )
+    batches = build_batches(recipe, dataset)
     model = build_model(
         recipe,
         image_shape=dataset.image_shape,
         num_classes=dataset.num_classes,
-        images=images,
+        images=dataset.train.images,
     )
     optimizer = build_optimizer(recipe, steps_per_epoch=batches.steps_per_epoch)
     # Before a run's folder is made: here and below it is found out that a variable is not there.

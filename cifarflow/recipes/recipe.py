@@ -25,6 +25,7 @@ from cifarflow.models.mlp import mlp
 from cifarflow.models.resnet import resnet
 from cifarflow.models.speednet import set_whitening, speednet
 from cifarflow.optimizers.precision import PRECISIONS
+from cifarflow.untrusted import one_line
 
 MODELS: Mapping[str, Callable[..., Any]] = {
     "mlp": mlp,
@@ -171,6 +172,8 @@ class Recipe:
             )
         try:
             json.dumps(_thawed(options), allow_nan=False)
+        except RecursionError:
+            raise ConfigError("model_options must be nested less deep than they are") from None
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"model_options must hold what JSON has, not {options!r}: {error}"
@@ -188,6 +191,10 @@ class Recipe:
         keep(check_int, "limit_examples", minimum=0)
         keep(check_int, "batch_size")
         keep(check_int, "eval_batch_size")
+        if self.eval_batch_size >= 2**31:
+            raise ConfigError(
+                f"eval_batch_size must be at most {2**31 - 1}, not {self.eval_batch_size!r}"
+            )
         keep(check_float, "epochs", above_minimum=True)
         keep(check_float, "learning_rate", above_minimum=True)
         keep(check_int, "learning_rate_examples", minimum=0)
@@ -235,8 +242,25 @@ class Recipe:
         parse_augment(self.augment)
         object.__setattr__(self, "seed", check_seed(self.seed))
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Recipe:
+        """The recipe of which `to_json` gave these values, or which a file says it did.
+
+        Raises:
+          ConfigError: if a field is unknown or out of range, or there is no name; in a short line,
+            whatever the values are.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = next((name for name in values if name not in known), None)
+        try:
+            if unknown is not None:
+                raise ConfigError(f"a recipe has no field {unknown!r}")
+            return cls(**{"name": None, **values})
+        except ConfigError as error:
+            raise ConfigError(one_line(str(error))) from None
+
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON has them; `Recipe(**values)` makes the recipe again."""
+        """The fields as JSON has them; `from_json` makes the recipe again."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {key: _thawed(value) for key, value in values.items()}
 

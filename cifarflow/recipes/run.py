@@ -20,16 +20,24 @@ import tensorflow as tf
 from cifarflow.data.pipeline import evaluation_batches
 from cifarflow.data.splits import Dataset
 from cifarflow.device import describe_device, prepare_gpus
-from cifarflow.errors import ConfigError, DataError, NonFiniteError
+from cifarflow.errors import ConfigError, DataError, NonFiniteError, check_choice
 from cifarflow.evaluation.metrics import accuracy, confusion_matrix, per_class_accuracy
 from cifarflow.evaluation.predict import predict
-from cifarflow.recipes.build import assemble, limit_as_asked, load_recipe_data, predict_options
+from cifarflow.recipes.build import (
+    Pieces,
+    assemble,
+    limit_as_asked,
+    load_recipe_data,
+    predict_options,
+)
 from cifarflow.recipes.named import get_recipe
 from cifarflow.recipes.recipe import Recipe
 from cifarflow.training.checkpoints import Checkpoints, hash_arrays
+from cifarflow.training.contract import CHECKED, check_step
 from cifarflow.training.history import History
 from cifarflow.training.hooks import Every, Hook, epochs_to_steps
 from cifarflow.training.loop import ProgressView, Run, train
+from cifarflow.training.nonfinite import ON_NONFINITE, Capsules
 from cifarflow.training.profile import profile as profile_steps
 from cifarflow.training.tensorboard import tensorboard_writer
 from cifarflow.training.workdir import Workdir
@@ -67,6 +75,8 @@ def train_recipe(
     tensorboard: bool = False,
     profile: Callable[[str], object] | None = None,
     checkpoint_every: Every | None = None,
+    on_nonfinite: str = "stop",
+    check: bool = False,
     **changes: Any,
 ) -> Run:
     """Trains a recipe, evaluates it on the test set once, and writes down what came out.
@@ -85,6 +95,10 @@ def train_recipe(
         workdir's folder profile, where the time goes and what bounds the step to this function,
         such as `print`.  The run comes out the same.  A profile that is there already stays.
       checkpoint_every: when to save the state into workdir, as in `train`.
+      on_nonfinite: "stop" or "skip", as in `train`.  No part of the recipe: a run that has stopped
+        may go on by skipping.  In workdir a step that fails is kept in a folder capsules/step_N,
+        of those that are skipped the first three; `python -m cifarflow replay` runs it again.
+      check: whether to run `check_step` before training, and print a line when all is well.
       **changes: fields of the recipe and their new values.
 
     Returns:
@@ -95,7 +109,8 @@ def train_recipe(
       DataError, DataNotFoundError: see `load_data`.
       WorkdirError: if workdir cannot be written, or holds another run.
       CheckpointError: if the checkpoint to resume from is damaged.
-      NonFiniteError: if the loss is not finite.
+      ContractError: if `check` finds a fault.
+      NonFiniteError: if the loss, a gradient or a weight is not finite, see `train`.
       TrainingInterrupted: after Ctrl-C.
     """
     started = time.perf_counter()
@@ -104,6 +119,7 @@ def train_recipe(
         raise ConfigError(f"progress must be Progress or None, not {progress!r}")
     if profile is not None and not callable(profile):
         raise ConfigError(f"profile must be a function such as print, or None, not {profile!r}")
+    check_choice("on_nonfinite", on_nonfinite, ON_NONFINITE)
     needy = {"resume=True": resume, "tensorboard=True": tensorboard, "profile": profile}
     needs = next((name for name, value in needy.items() if value), None)
     if workdir is None and needs is not None:
@@ -123,13 +139,17 @@ def train_recipe(
             dataset.validation.images, dataset.validation.labels, batch_size=recipe.eval_batch_size
         )
 
+    if check:
+        check_pieces(pieces)
+        print(CHECKED)
     folder = Workdir(workdir) if workdir is not None else None
     tags = {"dataset": dataset.name}
-    checkpoints = None
+    checkpoints, capsules = None, None
     history = History(tags=tags)
     if folder is not None:
         there = folder.open(recipe.to_json(), resume=resume)
         checkpoints = Checkpoints(folder.checkpoints)
+        capsules = Capsules(folder.capsules, recipe=recipe.to_json())
         if there and folder.metrics.exists():
             history = History.load(folder.metrics, tags=tags)
         else:
@@ -191,6 +211,8 @@ def train_recipe(
             checkpoints=checkpoints,
             checkpoint_every=checkpoint_every,
             resume=resume,
+            on_nonfinite=on_nonfinite,
+            capsules=capsules,
             progress=view,
         )
     outputs = predict(model, dataset.test.images, **predict_options(recipe))
@@ -202,6 +224,22 @@ def train_recipe(
         folder.write_json("summary.json", summary)
     path = folder.path if folder is not None else None
     return Run(model, history, summary, path, test_outputs=outputs)
+
+
+def check_pieces(pieces: Pieces) -> None:
+    """Runs `check_step` on what a recipe is trained with.
+
+    Raises:
+      ContractError: if the step does not train what it should.
+    """
+    check_step(
+        pieces.model,
+        pieces.optimizer,
+        batches=pieces.batches,
+        loss_fn=pieces.loss_fn,
+        freeze=pieces.freeze,
+        jit_compile=pieces.recipe.jit_compile == "true",
+    )
 
 
 def _profile(
@@ -259,6 +297,8 @@ def _summary(
         "images_per_second": run.summary["images_per_second"],
         "step_traces": run.summary["step_traces"],
         "stop_reason": run.summary["stop_reason"],
+        "skipped_steps": run.summary["skipped_steps"],
+        "loss_scale_skips": run.summary["loss_scale_skips"],
         "test_loss": test_loss,
         "test_accuracy": test_accuracy,
         "per_class_accuracy": [

@@ -26,11 +26,12 @@ from cifarflow.device import prepare_gpus
 from cifarflow.errors import CifarflowError, ConfigError
 from cifarflow.training.gradients import Gradients, make_gradients
 from cifarflow.training.loop import as_batches, check_fits, explained
-from cifarflow.training.snapshot import Snapshot, all_finite, is_float
+from cifarflow.training.snapshot import Snapshot, all_finite
 from cifarflow.training.step import (
     LossFn,
     Sums,
     freezing_stages,
+    is_float,
     make_eval_step,
     make_train_step,
 )
@@ -43,6 +44,10 @@ _LOOKED_AT = [0, *(digit * 10**power for power in range(7) for digit in (1, 2, 5
 _MOST_HALVINGS = 60
 # A scale of the loss that does not come out again is off by its own size, which is far more.
 _FAR_OFF = 8.0
+
+
+# What is said when there is nothing to say.
+CHECKED = "the training step was checked: all that should train does, and losses and decay reach it"
 
 
 class ContractError(CifarflowError, RuntimeError):

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
+import functools
 import pathlib
 import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -33,19 +33,21 @@ import tensorflow as tf
 from cifarflow.data.pipeline import Batches, DatasetBatches
 from cifarflow.device import prepare_gpus
 from cifarflow.errors import (
-    CheckpointError,
     ConfigError,
     DataError,
-    NonFiniteError,
     WorkdirError,
+    check_choice,
     check_float,
     check_int,
 )
 from cifarflow.training.averaging import Averaging
+from cifarflow.training.books import Books, Total
+from cifarflow.training.capsule import make_examine
 from cifarflow.training.checkpoints import Checkpoints
 from cifarflow.training.clock import Clock
 from cifarflow.training.history import History
 from cifarflow.training.hooks import EventSchedule, Every, Hook, LoopState, Metrics, epochs_to_steps
+from cifarflow.training.nonfinite import ON_NONFINITE, Capsules, Watch
 from cifarflow.training.runner import StepRunner, make_run_steps
 from cifarflow.training.signals import noted_signals
 from cifarflow.training.step import LossFn, Sums, make_eval_step, make_train_step
@@ -107,20 +109,6 @@ class ProgressView(Protocol):
         """Prints a line that stays."""
 
 
-class _Total(NamedTuple):
-    """Sums of many calls, in Python's 64 bits."""
-
-    loss: float = 0.0
-    correct: float = 0.0
-    examples: float = 0.0
-
-    def plus(self, sums: Sums | _Total) -> _Total:
-        return _Total(*(a + float(b) for a, b in zip(self, sums, strict=True)))
-
-    def means(self) -> Metrics:
-        return Metrics(self.loss / self.examples, self.correct / self.examples)
-
-
 def make_evaluate(model: Any, eval_step: Any) -> Any:
     """Compiles an evaluation of a whole dataset into a few calls.
 
@@ -148,10 +136,10 @@ def make_evaluate(model: Any, eval_step: Any) -> Any:
     compiled: list[Any] = []
 
     def evaluate(dataset: Any, stopped: Callable[[], object] = lambda: False) -> Metrics | None:
-        iterator, clock, total = iter(dataset), Clock(), _Total()
+        iterator, clock, total = iter(dataset), Clock(), Total()
         left = int(dataset.cardinality())
         if left < 0:  # nobody knows how many: all in one call
-            total = _Total().plus(run_all(iterator))
+            total = Total().plus(run_all(iterator))
         while left > 0:
             if not compiled:
                 count = tf.TensorSpec([], tf.int64)
@@ -189,6 +177,8 @@ def train(
     checkpoints: Checkpoints | None = None,
     checkpoint_every: Every | None = None,
     resume: bool = False,
+    on_nonfinite: str = "stop",
+    capsules: Capsules | None = None,
     progress: ProgressView | None = None,
 ) -> Run:
     """Trains a model.
@@ -218,17 +208,24 @@ def train(
       checkpoint_every: when to save it, by default every epoch and every half minute; always at
         the end.
       resume: go on from the newest checkpoint, if there is one.
+      on_nonfinite: what a step is whose loss or gradients are not finite: "stop" ends the run, with
+        the weights from before that step; "skip" leaves the step out, counts it and says so, see
+        `make_train_step`.  Until there is such a step the choice changes nothing but the time.
+      capsules: where to keep what it takes to run such a step again; None keeps nothing.
       progress: shows how far training is.
 
     Returns:
       The `Run`; its summary holds steps, epochs, train_seconds (in compiled calls, without the
-      first, which compiles), compile_seconds (that first call), images_per_second, stop_reason.
+      first, which compiles), compile_seconds (that first call), images_per_second, stop_reason,
+      skipped_steps and, apart from them, loss_scale_skips: steps at which a float16 loss scale was
+      found too high, which is no error.
 
     Raises:
       ConfigError: if an argument is out of range.
       DataError: if images or labels are not of the shape that the model takes and gives, a label
         is out of range, or images are 0..1 where the model itself scales them.
-      NonFiniteError: if the training loss is not finite.
+      NonFiniteError: if the loss, a gradient or a weight is not finite; or, if such steps are
+        skipped, none of the last few hundred steps could be done.
       CheckpointError: if the checkpoint to resume from does not fit.
       WorkdirError: if there are checkpoints and resume is False, or a file cannot be written.
       TrainingInterrupted: after Ctrl-C or SIGTERM, when the step is done and the state saved.
@@ -244,8 +241,10 @@ def train(
         history=(history, History, "a History"),
         checkpoints=(checkpoints, Checkpoints, "a Checkpoints"),
         checkpoint_every=(checkpoint_every, *every),
+        capsules=(capsules, Capsules, "a Capsules"),
         **{f"hooks[{i}]": (hook, Hook, "a Hook") for i, hook in enumerate(hooks)},
     )
+    check_choice("on_nonfinite", on_nonfinite, ON_NONFINITE)
     batches = as_batches(batches)
     prepare_gpus()
     steps = _total_steps(epochs, total_steps, batches.steps_per_epoch)
@@ -257,25 +256,32 @@ def train(
             "go on with it by resume=True, or give another folder"
         )
     history = history if history is not None else History()
+    options: dict[str, Any] = {"loss_fn": loss_fn, "jit_compile": jit_compile, "fused": fused}
     train_step = make_train_step(
-        model,
-        optimizer,
-        loss_fn=loss_fn,
-        freeze=freeze,
-        jit_compile=jit_compile,
-        fused=fused,
+        model, optimizer, freeze=freeze, skip_nonfinite=on_nonfinite == "skip", **options
     )
+    variables = [*model.variables, *optimizer.variables]
     if averaging is not None:
         train_step = averaging.around(train_step, model, total_steps=steps)
-    eval_step = make_eval_step(model, loss_fn=loss_fn, jit_compile=jit_compile, fused=fused)
-    evaluate = make_evaluate(model, eval_step)
+        variables += averaging.variables
+    evaluate = make_evaluate(model, make_eval_step(model, **options))
     state = LoopState(model, optimizer, history, 0, batches.steps_per_epoch, steps)
     say = warnings.warn if progress is None else progress.line
-    books = _Books(state, checkpoints, hooks, averaging, say)
+    watch = Watch(
+        model,
+        optimizer,
+        variables=variables,
+        batches=batches,
+        make_examine=functools.partial(make_examine, model, optimizer, freeze=freeze, **options),
+        capsules=capsules,
+        say=say,
+    )
+    books = Books(state, variables, checkpoints=checkpoints, hooks=hooks, watch=watch, say=say)
 
     came: Callable[[], int]  # says which signal has come; set below
 
     def validate(state: LoopState) -> None:
+        watch.look(state.step)
         with averaging.averaged() if averaging is not None else contextlib.nullcontext():
             found = evaluate(validation, lambda: came())
         if found is None:
@@ -309,6 +315,7 @@ def train(
     with clock.compiling():
         # Traced here and never again: a concrete function cannot be.
         runner.compile()
+    watch.begin(runner, state.step)
 
     def run_events(only: Sequence[int] | None = None) -> None:
         """Runs what is due at this step; stops between two of them if a signal has come."""
@@ -325,6 +332,9 @@ def train(
             with contextlib.suppress(_CutShortError):
                 events[due[0]].run(state)
                 schedule.finish(due[0])
+                if events[due[0]] in hooks:
+                    # It may have changed the weights, or the learning rate.
+                    watch.remember(state.step)
 
     with books.settled(), noted_signals() as came:
         if left:
@@ -333,17 +343,12 @@ def train(
             count = min(schedule.next_step() - state.step, clock.steps_in(_SECONDS_A_CALL))
             with clock.measure(count), explained(model):
                 # Reading the sums waits until the device has finished.
-                total = _Total().plus(runner.run(count))
+                total = Total().plus(runner.run(count))
                 clock.add_images(total.examples)
-            if not math.isfinite(total.loss):
-                raise NonFiniteError(
-                    f"the training loss became {total.loss} within steps {state.step + 1} to "
-                    f"{state.step + count}: try a smaller learning_rate than "
-                    f"{float(optimizer.learning_rate):g}"
-                )
+            watch.after_call(state.step, count, loss=total.loss, skipped=total.skipped)
             state.step += count
             books.pending = books.pending.plus(total)
-            if progress is not None:
+            if progress is not None and books.pending.examples:
                 means = books.pending.means()
                 progress.update(
                     state.step,
@@ -352,6 +357,7 @@ def train(
                     images_per_second=clock.images_per_second(),
                 )
             run_events()
+        watch.look(state.step)
     if averaging is not None:
         averaging.finish()
     summary = {
@@ -361,6 +367,7 @@ def train(
         "compile_seconds": round(clock.compile_seconds, 3),
         "images_per_second": round(clock.images_per_second(), 1),
         "stop_reason": state.stop_reason,
+        **watch.get_state(),
         "step_traces": train_step.experimental_get_tracing_count(),
     }
     return Run(model, history, summary)
@@ -368,154 +375,6 @@ def train(
 
 class _CutShortError(Exception):
     """An event was left unfinished, because a signal has come."""
-
-
-class _Books:
-    """What a run keeps beside the model: log, sums since the last row, clock, checkpoints."""
-
-    def __init__(
-        self,
-        state: LoopState,
-        checkpoints: Checkpoints | None,
-        hooks: Sequence[Hook],
-        averaging: Averaging | None,
-        say: Callable[[str], object],
-    ) -> None:
-        self.clock = Clock()
-        self._say = say
-        self._saved_step: int | None = None
-        self.pending = _Total()
-        self._state, self._checkpoints, self._hooks = state, checkpoints, hooks
-        self._variables = [*state.model.variables, *state.optimizer.variables]
-        self._variables += averaging.variables if averaging is not None else []
-
-    def log_train(self) -> None:
-        """Logs the means over the steps since the last train row."""
-        state = self._state
-        if self.pending.examples:
-            state.train = self.pending.means()
-            state.history.add(
-                step=state.step,
-                epoch=state.epoch,
-                split="train",
-                loss=state.train.loss,
-                accuracy=state.train.accuracy,
-                learning_rate=float(state.optimizer.learning_rate),
-                images_per_second=self.clock.lap(),
-            )
-        self.pending = _Total()
-
-    def log_validation(self) -> None:
-        """Logs the newest validation means."""
-        state = self._state
-        assert state.validation is not None
-        state.history.add(
-            step=state.step,
-            epoch=state.epoch,
-            split="validation",
-            loss=state.validation.loss,
-            accuracy=state.validation.accuracy,
-        )
-
-    def save(self, *, due: Sequence[int] = ()) -> None:
-        """Begins to save all that `restore` needs, if the run keeps checkpoints.
-
-        A file before it that could not be written is no reason to stop: this one may be.
-
-        Args:
-          due: places of the events that are still to be run at this step.
-        """
-        state = self._state
-        if self._checkpoints is None or (self._saved_step == state.step and not due):
-            return
-        extra = {
-            "pending": list(self.pending),
-            "hooks": [hook.get_state() for hook in self._hooks],
-            "clock": self.clock.get_state(),
-            "validation": state.validation and [*state.validation, state.validation_step],
-            "stop_reason": state.stop_reason,
-            "due": list(due),
-        }
-        score = None
-        if state.validation is not None and state.validation_step == state.step:
-            score = state.validation.loss if math.isfinite(state.validation.loss) else None
-        try:
-            self._checkpoints.wait()
-        except WorkdirError as error:
-            self._say(f"{error}; trying again with the checkpoint of step {state.step}")
-        self._checkpoints.begin_save(state.step, self._variables, extra=extra, score=score)
-        # With events left there will be another of this step.
-        self._saved_step = None if due else state.step
-
-    def finish(self) -> None:
-        """Returns when all is in files.
-
-        Raises:
-          WorkdirError: if the last checkpoint, or rows of the log, cannot be written.
-        """
-        if self._checkpoints is not None:
-            self._checkpoints.wait()
-        self._state.history.flush()
-
-    @contextlib.contextmanager
-    def settled(self) -> Iterator[None]:
-        """Leaves no file half-way: waits at the end of the block, after an exception too."""
-        try:
-            yield
-        except BaseException:
-            try:
-                self.finish()
-            except WorkdirError as error:
-                self._say(str(error))
-            raise
-        self.finish()
-
-    def restore(self, num_events: int) -> list[int]:
-        """Takes everything back to the newest whole checkpoint; to the start if there is none.
-
-        Returns:
-          Places of the events that are still to be run at that step.
-        """
-        state, checkpoints = self._state, self._checkpoints
-        assert checkpoints is not None
-        newest = checkpoints.latest_whole(report=self._say)
-        due: list[int] = []
-        if newest is not None:
-            if newest > state.total_steps:
-                raise ConfigError(
-                    f"total_steps must be at least the checkpoint's {newest}, "
-                    f"not {state.total_steps}"
-                )
-            extra = checkpoints.restore(newest, self._variables)
-            try:
-                due = self._take(extra, num_events)
-            except (KeyError, TypeError, ValueError, AttributeError):
-                raise CheckpointError(
-                    f"checkpoint {str(checkpoints.path(newest))!r} is of a run with other hooks, "
-                    "or was not saved by train: give the same hooks in the same order"
-                ) from None
-            state.step = newest
-        # Rows from after the checkpoint, or of a run that died before its first one.
-        state.history.rewind(state.step)
-        return due
-
-    def _take(self, extra: dict[str, Any], num_events: int) -> list[int]:
-        """Takes back what `save` kept beside the variables."""
-        state = self._state
-        if len(extra["hooks"]) != len(self._hooks):
-            raise ValueError
-        due = [int(index) for index in extra["due"]]
-        if not all(0 <= index < num_events for index in due):
-            raise ValueError
-        state.stop_reason = str(extra["stop_reason"])
-        if extra["validation"]:
-            *means, state.validation_step = extra["validation"]
-            state.validation = Metrics(*means)
-        self.pending = _Total(*extra["pending"])
-        self.clock.set_state(extra["clock"])
-        for hook, kept in zip(self._hooks, extra["hooks"], strict=True):
-            hook.set_state(kept)
-        return due
 
 
 def _total_steps(epochs: float | None, total_steps: int | None, steps_per_epoch: int) -> int:

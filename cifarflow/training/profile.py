@@ -215,7 +215,7 @@ def profile(
             """Runs so many steps; returns seconds and examples of one."""
             started = time.perf_counter()
             # Reading the sums waits until the device has finished.
-            *_, examples = map(float, runner.run(count))
+            examples = float(runner.run(count).examples)
             return (time.perf_counter() - started) / count, examples / count
 
         rounds = _time_steps(call, steps)

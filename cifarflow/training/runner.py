@@ -11,6 +11,9 @@ through `tf.data`.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -59,7 +62,8 @@ class StepRunner:
             self._next_step, self._epoch, self._order = first_step, -1, None
             self._seed = self._arrays.seed
         else:
-            dataset = batches.dataset(first_step, last_step)
+            self._dataset = functools.partial(batches.dataset, last_step=last_step)
+            dataset = self._dataset(first_step)
             self.element_spec = dataset.element_spec
             self._function = make_run_steps(train_step)
             self._iterator = iter(dataset)
@@ -102,6 +106,25 @@ class StepRunner:
             self._next_step += part
             count -= part
         return Sums(*total)
+
+    @contextlib.contextmanager
+    def visiting(self, step: int) -> Iterator[None]:
+        """Within the block `run` runs the steps from another on; after it, those it would have run.
+
+        Args:
+          step: the step that `run` runs next, of the same compiled call.
+        """
+        if self._arrays is not None:
+            kept, self._next_step = self._next_step, step
+        else:
+            kept, self._iterator = self._iterator, iter(self._dataset(step))
+        try:
+            yield
+        finally:
+            if self._arrays is not None:
+                self._next_step = kept
+            else:
+                self._iterator = kept
 
     def restart(self, *, seed: int | None = None, first_step: int = 0) -> None:
         """Goes to the start of a run of another seed, or of the same, in the same compiled call.
@@ -172,8 +195,8 @@ def _drawing(train_step: Any, batches: ArrayBatches, *, jit_compile: bool) -> An
 
 def _no_sums() -> list[Any]:
     # In 64 bits, so that the sums do not depend on how many steps share a call.
-    return [tf.zeros([], tf.float64)] * 3
+    return [tf.zeros([], tf.float64)] * len(Sums._fields)
 
 
 def _add(sums: list[Any], step_sums: Sums) -> list[Any]:
-    return [a + tf.cast(b, tf.float64) for a, b in zip(sums, step_sums, strict=True)]
+    return [a + tf.cast(b, tf.float64) for a, b in zip(sums, Sums(*step_sums), strict=True)]

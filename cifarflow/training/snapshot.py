@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from cifarflow.training.step import is_float
+
 
 class Snapshot:
     """The values of some variables, as they were when it was made.
@@ -53,11 +55,6 @@ def not_finite(variables: Sequence[Any]) -> list[str]:
       variables: Keras variables; those of integers are finite.
     """
     return [v.path for v in variables if is_float(v) and not all_finite(v.value)]
-
-
-def is_float(variable: Any) -> bool:
-    """Whether a variable holds floating-point numbers."""
-    return bool(tf.as_dtype(variable.dtype).is_floating)
 
 
 def all_finite(values: Any) -> bool:

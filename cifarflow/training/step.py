@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from cifarflow.errors import ConfigError, check_float, check_int
 from cifarflow.models.fusion import fuse
+from cifarflow.models.registry import released_gradients
 from cifarflow.optimizers.sgd import check_pattern, path_of, quote_some
 
 LossFn = Callable[[Any, Any], Any]
@@ -33,11 +34,13 @@ class Sums(NamedTuple):
       loss: of the losses, regularisation included (times the examples).
       correct: of the examples whose largest output is at their label.
       examples: how many.
+      skipped: batches that were left out, for `skip_nonfinite`; their examples count nowhere.
     """
 
     loss: Any
     correct: Any
     examples: Any
+    skipped: Any = 0.0
 
     def __add__(self, other: Any) -> Sums:
         """Adds two sums, as over both sets of examples."""
@@ -99,6 +102,7 @@ def make_train_step(
     freeze: Mapping[str, int] | None = None,
     jit_compile: bool = False,
     fused: bool = True,
+    skip_nonfinite: bool = False,
 ) -> Any:
     """Compiles one step of training.
 
@@ -115,10 +119,15 @@ def make_train_step(
       freeze: part of a variable's path (a regular expression) -> after how many updates of the
         optimiser the variables in whose path it is found stop to train: they and their velocities
         keep their values, and no time goes into their gradients from then on, nor into those
-        of activations that only they need.
+        of activations that only they need (but on a CPU, where activations are large, into those of
+        kernels with something trained before them).
       jit_compile: whether XLA compiles the step.
       fused: whether the model runs by fused kernels, see `cifarflow.models.fusion`; False calls
         the model itself, layer by layer as Keras has them.
+      skip_nonfinite: whether a batch whose loss or gradients are not finite is left out: weights,
+        statistics and the optimiser keep their values, the sums are 0 but for `skipped`.  Under
+        loss scaling a gradient that overflows at a finite loss is the optimiser's to skip, and no
+        such batch.  It takes one more look at every gradient.
 
     Returns:
       A `tf.function` of (images [B, H, W, C], labels [B] or [B, num_classes]) that updates the
@@ -133,7 +142,8 @@ def make_train_step(
     if not variables:
         raise ConfigError(f"model {model.name!r} has no trainable variable: nothing to train")
     is_half = any(layer.compute_dtype == "float16" for layer in model.layers)
-    if is_half and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+    has_scale = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if is_half and not has_scale:
         raise ConfigError(
             f"model {model.name!r} computes in float16, where small gradients vanish: wrap the "
             f"optimizer by scale_for('mixed_float16', ...), not {type(optimizer).__name__} alone"
@@ -145,16 +155,36 @@ def make_train_step(
     losses_fn = loss_fn or default_loss(model)
     forward = fuse(model) if fused else lambda images: model(images, training=True)
 
+    @released_gradients()
     def update(images: Any, labels: Any, variables: Sequence[Any]) -> Sums:
+        # What the forward pass itself changes: the statistics of BatchNorm.
+        resting = [v for v in model.non_trainable_variables if skip_nonfinite and is_float(v)]
+        before = [tf.identity(variable.value) for variable in resting]
         with tf.GradientTape() as tape:
             outputs = forward(images)
             loss = tf.reduce_mean(losses_fn(labels, outputs))
             if model.losses:
                 loss += tf.add_n([tf.cast(extra, tf.float32) for extra in model.losses])
             scaled_loss = optimizer.scale_loss(loss)
-        optimizer.apply(tape.gradient(scaled_loss, variables), variables)
+        gradients = tape.gradient(scaled_loss, variables)
         count = tf.cast(tf.shape(images)[0], tf.float32)
-        return Sums(loss * count, count_correct(labels, outputs), count)
+        sums = Sums(loss * count, count_correct(labels, outputs), count, tf.zeros([]))
+
+        def apply() -> Sums:
+            optimizer.apply(gradients, variables)
+            return sums
+
+        def undo() -> Sums:
+            for variable, value in zip(resting, before, strict=True):
+                variable.value.assign(value)
+            return Sums.zero()._replace(skipped=tf.ones([]))
+
+        if not skip_nonfinite:
+            return apply()
+        looked_at = [loss] if has_scale else [loss, *(g for g in gradients if g is not None)]
+        finite = [tf.reduce_all(tf.math.is_finite(value)) for value in looked_at]
+        done: Sums = tf.cond(tf.reduce_all(finite), apply, undo)
+        return done
 
     @tf.function(jit_compile=jit_compile)
     def train_step(images: Any, labels: Any) -> Sums:
@@ -167,6 +197,11 @@ def make_train_step(
         return sums
 
     return train_step
+
+
+def is_float(variable: Any) -> bool:
+    """Whether a variable holds floating-point numbers."""
+    return bool(tf.as_dtype(variable.dtype).is_floating)
 
 
 def freezing_stages(
@@ -236,7 +271,8 @@ def make_eval_step(
 
     @tf.function(jit_compile=jit_compile)
     def eval_step(images: Any, labels: Any) -> Sums:
-        outputs = forward(images)
+        with released_gradients():
+            outputs = forward(images)
         count = tf.cast(tf.shape(images)[0], tf.float32)
         loss = tf.reduce_sum(losses_fn(labels, outputs))
         if model.losses:
