@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from cifarflow.recipes.build import load_recipe_data
 from cifarflow.recipes.named import RECIPES, get_recipe
 from cifarflow.recipes.recipe import Recipe
 from cifarflow.reporting.progress import Progress
+from cifarflow.training.signals import noted_signals
 from cifarflow.trials import Trial, Trials
 
 Result = TypeVar("Result")
@@ -230,7 +232,11 @@ def run_in_turn(
         for name in names:
             found[name].append(ways[name](seed))
         if keep is not None and done < len(seeds):
-            keep(found)
+            # An interrupt in the middle of clearing up, such as of a plot, is lost in Python.
+            with noted_signals() as came:
+                keep(found)
+            if came():
+                signal.raise_signal(came())
     return found
 
 
