@@ -183,19 +183,43 @@ def start(recipe: Recipe, dataset: Dataset, *, read: str = "test") -> Trials:
     return trials
 
 
+class _Stopping(Progress):
+    """A bar at which a run stops: what interrupts Python while it clears up is lost."""
+
+    def __init__(self, came: Callable[[], int], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._came = came
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        _stop_if_asked(self._came)
+        super().update(*args, **kwargs)
+
+
+def _stop_if_asked(came: Callable[[], int]) -> None:
+    if came() == signal.SIGTERM:
+        signal.raise_signal(signal.SIGTERM)
+    if came():
+        raise KeyboardInterrupt
+
+
 def run_with(trials: Trials, *, curve_epochs: float = 0.0) -> Callable[[int], Trial]:
     """A function of the seed that runs one trial, with a bar on a terminal, and prints its line."""
     name = trials.recipe.name
 
     def run(seed: int) -> Trial:
-        with Progress(
-            trials.total_steps,
-            steps_per_epoch=trials.steps_per_epoch,
-            description=f"{name}, seed {seed}",
-            # Elsewhere the line below is enough.
-            verbose=sys.stderr.isatty(),
-        ) as progress:
+        with (
+            noted_signals() as came,
+            _Stopping(
+                came,
+                trials.total_steps,
+                steps_per_epoch=trials.steps_per_epoch,
+                description=f"{name}, seed {seed}",
+                # Elsewhere the line below is enough.
+                verbose=sys.stderr.isatty(),
+            ) as progress,
+        ):
             trial = trials.run(seed, curve_epochs=curve_epochs, progress=progress)
+            _stop_if_asked(came)
         print(
             f"{name}, seed {seed}: {trial.read} accuracy {trial.accuracy:.4f} in "
             f"{trial.seconds:.1f} s",
@@ -232,11 +256,9 @@ def run_in_turn(
         for name in names:
             found[name].append(ways[name](seed))
         if keep is not None and done < len(seeds):
-            # An interrupt in the middle of clearing up, such as of a plot, is lost in Python.
             with noted_signals() as came:
                 keep(found)
-            if came():
-                signal.raise_signal(came())
+            _stop_if_asked(came)
     return found
 
 
