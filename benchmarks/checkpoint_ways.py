@@ -53,20 +53,11 @@ class Watch:
         """Shows nothing."""
 
 
-class Keeping(ways.Way):
+class Keeping(ways.Runs):
     """`cifarflow.train_recipe`, again and again, each run a new one."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         super().__init__(spec)
-        import cifarflow as cf
-
-        self._recipe = cf.get_recipe(
-            spec["model"],
-            precision=spec["precision"],
-            data=spec["data"],
-            limit_examples=spec["examples"],
-        )
-        self._dataset = cf.load_recipe_data(self._recipe, data_dir=spec["data_dir"])
         self._steps_per_epoch = len(self._dataset.train) // self._recipe.batch_size
         self.facts = {"steps_per_epoch": self._steps_per_epoch}
 

@@ -225,30 +225,23 @@ def draw(results: Sequence[dict[str, Any]], path: pathlib.Path, *, about: str) -
       WorkdirError: if the file cannot be written.
     """
     # Plotting is loaded here: whoever wants no picture does not wait for it.
-    from matplotlib.figure import Figure
+    from panels import drawn_panels
 
-    from cifarflow.files import replacing
-    from cifarflow.reporting.plots import BLUE, DOTS_PER_INCH, MUTED, figure_style
+    from cifarflow.reporting.plots import BLUE, MUTED
 
-    with figure_style():
-        count = len(results)
-        figure = Figure(figsize=(9, 0.8 + 1.9 * count), dpi=DOTS_PER_INCH, layout="constrained")
-        figure.suptitle(f"Losses of our loop against fit, {about}", fontsize=12)
-        all_axes = figure.subplots(count, 1, squeeze=False)[:, 0]
-        for axes, result in zip(all_axes, results, strict=True):
+    title = f"Losses of our loop against fit, {about}"
+    with drawn_panels(path, len(results), title=title, inches=1.9) as panels:
+        for axes, result in zip(panels, results, strict=True):
             for loop, colour in zip(result["loops"], (BLUE, MUTED), strict=True):
                 # No difference at all has no place on a scale of powers.
                 values = [max(value, 1e-9) for value in loop["differences"]]
-                axes.plot(
-                    range(1, len(values) + 1), values, ".-", color=colour, label=loop["label"]
-                )
+                steps = range(1, len(values) + 1)
+                axes.plot(steps, values, ".-", color=colour, label=loop["label"])
             axes.axhline(GOAL_DIFFERENCE, color=MUTED, linewidth=0.8, linestyle=":")
             axes.set_yscale("log")
             axes.set_title(f"{result['model']}: difference of the loss")
-        all_axes[0].legend(loc="best")
-        all_axes[-1].set_xlabel("step")
-        with replacing(path) as file:
-            figure.savefig(file, format="png")
+        panels[0].legend(loc="best")
+        panels[-1].set_xlabel("step")
 
 
 def main() -> None:

@@ -146,12 +146,7 @@ class Loop(Parity):
 
     def round(self, steps: int) -> float:
         """One compiled call, and one more a new epoch."""
-        start = time.perf_counter()
-        sums = self._runner.run(steps)
-        # Reading the loss waits until the device has finished.
-        loss = float(sums.loss)
-        seconds = time.perf_counter() - start
-        self.loss = loss / float(sums.examples)
+        seconds, self.loss = ways.run_timed(self._runner, steps)
         return seconds
 
 

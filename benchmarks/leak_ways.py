@@ -26,20 +26,11 @@ import worker
 _MOST_KINDS = 8
 
 
-class Leaking(ways.Way):
+class Leaking(ways.Runs):
     """What both ways share: a recipe, trained as examples/train.py does it, in a workdir."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         super().__init__(spec)
-        import cifarflow as cf
-
-        self._recipe = cf.get_recipe(
-            spec["model"],
-            precision=spec["precision"],
-            data=spec["data"],
-            limit_examples=spec["examples"],
-        )
-        self._dataset = cf.load_recipe_data(self._recipe, data_dir=spec["data_dir"])
         self._rows: list[dict[str, int]] = []
         self._kinds: list[collections.Counter[str]] = []
 

@@ -218,24 +218,18 @@ def draw(results: Sequence[dict[str, Any]], path: pathlib.Path, *, about: str) -
       WorkdirError: if the file cannot be written.
     """
     # Plotting is loaded here: whoever wants no picture does not wait for it.
-    from matplotlib.figure import Figure
+    from panels import drawn_panels
 
-    from cifarflow.files import replacing
-    from cifarflow.reporting.plots import BLUE, DOTS_PER_INCH, MUTED, figure_style
+    from cifarflow.reporting.plots import BLUE, MUTED
 
-    with figure_style():
-        count = len(results)
-        figure = Figure(figsize=(9, 0.8 + 2.2 * count), dpi=DOTS_PER_INCH, layout="constrained")
-        figure.suptitle(f"Memory of one process, {about}", fontsize=12)
-        all_axes = figure.subplots(count, 1, squeeze=False)[:, 0]
-        for axes, result in zip(all_axes, results, strict=True):
+    title = f"Memory of one process, {about}"
+    with drawn_panels(path, len(results), title=title, inches=2.2) as panels:
+        for axes, result in zip(panels, results, strict=True):
             values = [row["rss_bytes"] / 1e6 for row in result["rows"]]
             axes.plot(range(1, len(values) + 1), values, ".-", color=BLUE)
             axes.axvline(result["settled"], color=MUTED, linewidth=0.8, linestyle=":")
             growth = f"{100 * result['rss_growth']:+.2f} % after the warm-up"
             axes.set_title(f"{result['label']}, MB resident after each: {growth}")
-        with replacing(path) as file:
-            figure.savefig(file, format="png")
 
 
 def main() -> None:

@@ -278,17 +278,13 @@ def draw(results: list[dict[str, Any]], path: pathlib.Path, *, about: str) -> No
       WorkdirError: if the file cannot be written.
     """
     # Plotting is loaded here: whoever wants no picture does not wait for it.
-    from matplotlib.figure import Figure
+    from panels import drawn_panels
 
-    from cifarflow.files import replacing
-    from cifarflow.reporting.plots import BLUE, DOTS_PER_INCH, MUTED, figure_style
+    from cifarflow.reporting.plots import BLUE, MUTED
 
-    with figure_style():
-        count = len(results)
-        figure = Figure(figsize=(9, 1.2 + 1.5 * count), dpi=DOTS_PER_INCH, layout="constrained")
-        figure.suptitle(f"Runs killed and gone on with, {about}", fontsize=12)
-        all_axes = figure.subplots(count, 1, squeeze=False)[:, 0]
-        for axes, result in zip(all_axes, results, strict=True):
+    title = f"Runs killed and gone on with, {about}"
+    with drawn_panels(path, len(results), title=title, inches=1.6) as panels:
+        for axes, result in zip(panels, results, strict=True):
             for life, kill in enumerate(result["kills"]):
                 last = kill["step"] or 0
                 first = kill["resumed_step"] if kill["resumed_step"] is not None else last
@@ -299,9 +295,7 @@ def draw(results: list[dict[str, Any]], path: pathlib.Path, *, about: str) -> No
             axes.invert_yaxis()
             precision = result["precision"].removeprefix("mixed_")
             axes.set_title(f"{result['recipe']}, {precision}: {_describe_end(result)}")
-        all_axes[-1].set_xlabel("step")
-        with replacing(path) as file:
-            figure.savefig(file, format="png")
+        panels[-1].set_xlabel("step")
 
 
 def main() -> None:

@@ -76,6 +76,34 @@ def get_recipe(model: str, dataset: Any, **changes: Any) -> Any:
     return build.resolve(recipe, dataset)
 
 
+def run_timed(runner: Any, steps: int) -> tuple[float, float]:
+    """Runs steps of a `StepRunner`: their seconds, and their mean loss."""
+    start = time.perf_counter()
+    sums = runner.run(steps)
+    # Reading the loss waits until the device has finished.
+    loss = float(sums.loss)
+    return time.perf_counter() - start, loss / float(sums.examples)
+
+
+class Runs(Way):
+    """Whole runs of `cifarflow.train_recipe`.
+
+    Spec: model (a recipe's name), precision, data, data_dir, examples (0 for all).
+    """
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        super().__init__(spec)
+        import cifarflow as cf
+
+        self._recipe = cf.get_recipe(
+            spec["model"],
+            precision=spec["precision"],
+            data=spec["data"],
+            limit_examples=spec["examples"],
+        )
+        self._dataset = cf.load_recipe_data(self._recipe, data_dir=spec["data_dir"])
+
+
 class Cifarflow(Way):
     """The path of `cifarflow.train_recipe`: its batches, its step, its compiled loop."""
 
@@ -125,12 +153,7 @@ class Cifarflow(Way):
 
     def round(self, steps: int) -> float:
         """Compiled calls as long as the loop's are or longer: one, and one more a new epoch."""
-        start = time.perf_counter()
-        sums = self._runner.run(steps)
-        # Reading the loss waits until the device has finished.
-        loss = float(sums.loss)
-        seconds = time.perf_counter() - start
-        self.loss = loss / float(sums.examples)
+        seconds, self.loss = run_timed(self._runner, steps)
         return seconds
 
     def profile(self, steps: int) -> dict[str, Any]:

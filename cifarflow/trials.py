@@ -148,7 +148,7 @@ class Trials:
         # Kernels choose their way of working, and memory is taken, at the first call.
         with explained(pieces.model):
             self._runner.run(min(2, self.total_steps))
-            for update in {0, *(pieces.freeze or {}).values()} - {0}:
+            for update in set((pieces.freeze or {}).values()) - {0}:
                 # Where something freezes the step goes another way.
                 rule = getattr(pieces.optimizer, "inner_optimizer", pieces.optimizer)
                 rule.iterations.assign(update)
@@ -215,7 +215,7 @@ class Trials:
             with explained(model):
                 sums = self._runner.run(count)
                 # Reading the sums waits until the device has finished.
-                loss, correct, examples = (float(value) for value in sums[:3])
+                loss, examples = float(sums.loss), float(sums.examples)
             took = time.perf_counter() - start
             train_seconds += took
             step += count
@@ -228,7 +228,7 @@ class Trials:
                 progress.update(
                     step,
                     loss=loss / examples,
-                    accuracy=correct / examples,
+                    accuracy=float(sums.correct) / examples,
                     images_per_second=examples / took,
                 )
             if every and (step % every == 0 or step == self.total_steps):

@@ -21,6 +21,7 @@ from cifarflow.recipes.build import assemble
 from cifarflow.recipes.named import get_recipe
 from cifarflow.replay import replay_capsule
 from cifarflow.training import capsule as module
+from cifarflow.training import checkpoints
 from cifarflow.training.capsule import (
     CapsuleError,
     Findings,
@@ -106,7 +107,7 @@ def rewrite(folder, **changes):
     values = json.loads((folder / "capsule.json").read_text())
     del values["sha256"]
     values.update(changes)
-    values["sha256"] = module._digest(values)
+    values["sha256"] = checkpoints.sha256_of(values)
     (folder / "capsule.json").write_text(json.dumps(values))
 
 

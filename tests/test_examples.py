@@ -140,7 +140,7 @@ def test_notebook_benchmark(tmp_path, env):
 
 def test_lab(tmp_path, env):
     words = [EXAMPLES / "lab.py", "--data=standin", "--limit_examples=64", "--epochs=1"]
-    words += ["--batch_size=32", "--workdir=lab"]
+    words += ["--batch_size=32", "--workdir=lab", "--check"]
     code, out, err = run(*words, cwd=tmp_path, env=env)
     assert code == 0, err
     table = [line for line in out.splitlines() if line.startswith("| ")]

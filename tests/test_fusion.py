@@ -1,5 +1,6 @@
 """The fused passes are Keras's own up to rounding: outputs, gradients, statistics."""
 
+import functools
 import math
 import runpy
 
@@ -342,7 +343,8 @@ def test_the_gradient_of_filters_as_a_convolution(padding, size, large, monkeypa
     kernel = tf.constant(rng.normal(size=(*size, 64, 5)), tf.float32)
     assert fusion._is_slow_gradient(images.shape, kernel.shape, padding.upper())
     results = []
-    for function in (fusion._convolve, lambda x, k, p: tf.nn.conv2d(x, k, 1, p)):
+    own = functools.partial(fusion._convolve, as_convolution=True)
+    for function in (own, lambda x, k, p: tf.nn.conv2d(x, k, 1, p)):
         with tf.GradientTape() as tape:
             tape.watch([images, kernel])
             outputs = function(images, kernel, padding.upper())
@@ -428,28 +430,28 @@ def test_part_of_a_convolution_in_batches_of_any_size(policy, sides):
     assert all(moved)
 
 
-@pytest.mark.parametrize("channels", [8, 64])
+@pytest.mark.parametrize("as_convolution", [False, True])
 @pytest.mark.parametrize("size", [(3, 3), (2, 5), (4, 3)])
-def test_part_of_a_convolution_in_bfloat16(channels, size):
+def test_part_of_a_convolution_in_bfloat16(as_convolution, size):
     # Of small whole numbers, which bfloat16 and its sums hold exactly.
     rng = np.random.default_rng(0)
 
     def whole_numbers(*shape):
         return tf.constant(rng.choice([-1, 0, 0, 0, 1], shape), tf.bfloat16)
 
-    images, kernel = whole_numbers(2, 7, 7, channels), whole_numbers(*size, channels, 5)
+    images, kernel = whole_numbers(2, 7, 7, 64), whole_numbers(*size, 64, 5)
     upstream = whole_numbers(2, 6, 6, 5)
-    is_slow = fusion._is_slow_gradient(images.shape, kernel.shape, "SAME")
-    assert is_slow == (channels == 64)
+    pads = fusion._pads_without(kernel.shape, (1, 1))
+    part = functools.partial(fusion._convolve, padding=pads, as_convolution=as_convolution)
 
-    def whole(x, k, _):
+    def whole(x, k):
         return tf.nn.conv2d(x, k, 1, "SAME")[:, :6, :6]
 
     results = []
-    for function in (fusion._convolve_part, whole):
+    for function in (part, whole):
         with tf.GradientTape() as tape:
             tape.watch([images, kernel])
-            outputs = function(images, kernel, (1, 1))
+            outputs = function(images, kernel)
         gradients = tape.gradient(outputs, [images, kernel], output_gradients=upstream)
         results.append([outputs, *gradients])
     for own, plain in zip(*results, strict=True):

@@ -646,7 +646,8 @@ def test_a_difference_from_fit_is_found():
 
 def test_leaks(call, local, tmp_path):
     words = ("--quick", "--data=standin", "--rounds=1", "--epochs=6", "--examples=32")
-    code, out, err = call("leaks", *words, "--json=x.json", "--plot=x.png")
+    words += ("--noclear_session", "--json=x.json", "--plot=x.png")
+    code, out, err = call("leaks", *words)
     assert not code, err
     results = json.loads((tmp_path / "here" / "x.json").read_text())["results"]
     assert [(each["way"], each["count"]) for each in results] == [("models", 5), ("epochs", 6)]

@@ -348,24 +348,19 @@ def _without_activation(layer: Any, unread: tuple[int, int] = (0, 0)) -> Callabl
     def convolve(inputs: Any) -> Any:
         dtype = layer.compute_dtype
         inputs, kernel = tf.cast(inputs, dtype), tf.cast(layer.kernel.value, dtype)
-        is_own = own_gradient and inputs.shape[1:3].is_fully_defined() and inputs.shape[0]
-        is_part = any(unread) and inputs.shape[1:3].is_fully_defined()
-        if is_part:
-            outputs = _convolve_part(inputs, kernel, unread)
-        elif is_own:
-            outputs = _convolve(inputs, kernel, padding)
+        has_sides = inputs.shape[1:3].is_fully_defined()
+        is_own = own_gradient and has_sides and inputs.shape[0] is not None
+        is_part = any(unread) and has_sides
+        pads = _pads_without(kernel.shape, unread) if is_part else padding
+        as_convolution = is_own and _is_slow_gradient(inputs.shape, kernel.shape, pads)
+        if is_own or is_part:
+            outputs = _convolve(inputs, kernel, pads, as_convolution=as_convolution)
         else:
             outputs = tf.nn.conv2d(inputs, kernel, layer.strides, padding)
         if layer.use_bias:
             # oneDNN's gradient of the filters has the bias's with it; where there is none, or it is
             # not used, that would be left to TensorFlow's.
-            is_alone = is_part or (
-                is_own
-                and (
-                    not layer.kernel.trainable
-                    or _is_slow_gradient(inputs.shape, kernel.shape, padding)
-                )
-            )
+            is_alone = is_part or as_convolution or (is_own and not layer.kernel.trainable)
             add = _add_bias if is_alone else tf.nn.bias_add
             outputs = add(outputs, tf.cast(layer.bias.value, dtype))
         return outputs
@@ -377,16 +372,24 @@ def _without_activation(layer: Any, unread: tuple[int, int] = (0, 0)) -> Callabl
 _LARGE = 2**20
 
 
-def _convolve(images: Any, kernel: Any, padding: str) -> Any:
+def _convolve(
+    images: Any, kernel: Any, padding: str | list[list[int]], *, as_convolution: bool
+) -> Any:
     """`tf.nn.conv2d` with stride 1, its gradients by other kernels or in another order.
 
     The gradient of the filter at (i, j) sums images[b, y + i, x + j, c] * upstream[b, y, x, f]
     over b, y and x.  That is a convolution of the images by the upstream gradient, with batch and
     channels changed over.
+
+    Args:
+      images: a tensor.
+      kernel: a tensor.
+      padding: "SAME", "VALID", or numbers as `tf.nn.conv2d` takes them.
+      as_convolution: computes the gradient of the filters as said, not by the kernel for it.
     """
-    as_convolution = _is_slow_gradient(images.shape, kernel.shape, padding)
-    in_order = images.shape.num_elements() >= _LARGE
-    if not as_convolution and not in_order:
+    by_numbers = not isinstance(padding, str)
+    in_order = (images.shape.num_elements() or 0) >= _LARGE
+    if not (by_numbers or as_convolution or in_order):
         return tf.nn.conv2d(images, kernel, 1, padding)
 
     @_custom_gradient
@@ -395,58 +398,19 @@ def _convolve(images: Any, kernel: Any, padding: str) -> Any:
             if as_convolution:
                 of_kernel = _kernel_gradient(images, kernel, upstream, padding)
             else:
+                # The forward pass alone can do with padding by numbers; oneDNN's gradients cannot.
                 of_kernel = tf.raw_ops.Conv2DBackpropFilter(
-                    input=images,
+                    input=tf.pad(images, padding) if by_numbers else images,
                     filter_sizes=kernel.shape,
                     out_backprop=upstream,
                     strides=[1, 1, 1, 1],
-                    padding=padding,
+                    padding="VALID" if by_numbers else padding,
                 )
             with tf.control_dependencies([of_kernel] if in_order else []):
-                of_images = tf.nn.conv2d_transpose(upstream, kernel, images.shape, 1, padding)
-            return of_images, of_kernel
-
-        return tf.nn.conv2d(images, kernel, 1, padding), gradient
-
-    return convolve(images, kernel)
-
-
-def _convolve_part(images: Any, kernel: Any, unread: tuple[int, int]) -> Any:
-    """`tf.nn.conv2d` with stride 1 and padding "SAME" without its last rows and columns.
-
-    The forward pass alone can do with padding by numbers; oneDNN's gradients cannot.
-    """
-    pads = [
-        ((side - 1) // 2, side // 2 - spare)
-        for side, spare in zip(kernel.shape[:2], unread, strict=True)
-    ]
-    padding = [[0, 0], *map(list, pads), [0, 0]]
-    as_convolution = images.dtype == tf.bfloat16 and _is_slow_gradient(
-        images.shape, kernel.shape, padding
-    )
-    in_order = (images.shape.num_elements() or 0) >= _LARGE
-
-    @_custom_gradient
-    def convolve(images: Any, kernel: Any) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
-        def gradient(upstream: Any) -> tuple[Any, Any]:
-            if as_convolution:
-                of_kernel = _kernel_gradient(images, kernel, upstream, padding)
-            else:
-                of_kernel = tf.raw_ops.Conv2DBackpropFilter(
-                    input=tf.pad(images, padding),
-                    filter_sizes=kernel.shape,
-                    out_backprop=upstream,
-                    strides=[1, 1, 1, 1],
-                    padding="VALID",
-                )
-            # Each image's pixel gets from each output that has seen it: the kernel turned round.
-            around = [
-                [side - 1 - before, side - 1 - after]
-                for side, (before, after) in zip(kernel.shape[:2], pads, strict=True)
-            ]
-            turned = tf.transpose(tf.reverse(kernel, [0, 1]), [0, 1, 3, 2])
-            with tf.control_dependencies([of_kernel] if in_order else []):
-                of_images = tf.nn.conv2d(upstream, turned, 1, [[0, 0], *around, [0, 0]])
+                if by_numbers:
+                    of_images = _images_gradient(kernel, upstream, padding)
+                else:
+                    of_images = tf.nn.conv2d_transpose(upstream, kernel, images.shape, 1, padding)
             return of_images, of_kernel
 
         return tf.nn.conv2d(images, kernel, 1, padding), gradient
@@ -472,6 +436,22 @@ def _pads(kernel: Any, padding: str | list[list[int]]) -> list[list[int]]:
         return padding
     pads = [(side - 1 if padding == "SAME" else 0) for side in kernel[:2]]
     return [[0, 0], *([pad // 2, pad - pad // 2] for pad in pads), [0, 0]]
+
+
+def _pads_without(kernel: Any, unread: tuple[int, int]) -> list[list[int]]:
+    """Padding "SAME" by numbers, for outputs without their last, `unread` rows and columns."""
+    pads = zip(_pads(kernel, "SAME")[1:3], unread, strict=True)
+    return [[0, 0], *([before, after - spare] for (before, after), spare in pads), [0, 0]]
+
+
+def _images_gradient(kernel: Any, upstream: Any, padding: list[list[int]]) -> Any:
+    # Each image's pixel gets from each output that has seen it: the kernel turned round.
+    around = [
+        [side - 1 - before, side - 1 - after]
+        for side, (before, after) in zip(kernel.shape[:2], padding[1:3], strict=True)
+    ]
+    turned = tf.transpose(tf.reverse(kernel, [0, 1]), [0, 1, 3, 2])
+    return tf.nn.conv2d(upstream, turned, 1, [[0, 0], *around, [0, 0]])
 
 
 def _kernel_gradient(

@@ -4,7 +4,7 @@
         ...  # traced: a model's pass by fused kernels, an optimiser's update
 
 `tf.custom_gradient` registers each gradient that is traced, under a name of its own, for as long as
-the process lives, and by it keeps the graph and all that was compiled for that: some 8 MB a model.
+the process lives, and by it keeps the graph and all that was compiled for that: megabytes a model.
 Keras's optimisers call it too, where they sum gradients over replicas.
 """
 

@@ -19,7 +19,6 @@ the latter two in the format of a checkpoint.  `cifarflow.replay` builds the mod
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -43,7 +42,7 @@ from cifarflow.errors import (
     check_seed,
 )
 from cifarflow.files import replacing
-from cifarflow.training.checkpoints import Checkpoints
+from cifarflow.training.checkpoints import Checkpoints, sha256_of
 from cifarflow.training.gradients import make_gradients
 from cifarflow.training.snapshot import Snapshot, all_finite, not_finite
 from cifarflow.training.step import LossFn, make_train_step
@@ -303,7 +302,7 @@ def save_capsule(
             "numpy": np.__version__,
         },
     }
-    values["sha256"] = _digest(values)
+    values["sha256"] = sha256_of(values)
     if path.exists() and not (path / _JSON).is_file():
         raise WorkdirError(f"cannot write capsule {str(path)!r}: something else is there")
     # Beside its final name, so that the folder gets that only when all is in it.
@@ -347,7 +346,7 @@ def load_capsule(folder: str | os.PathLike[str]) -> Capsule:
         values = parse_json(read_bytes(path / _JSON, limit=_MOST_JSON_BYTES))
         if not isinstance(values, dict) or values.get("format") != _FORMAT:
             raise ValueError(f"{_JSON} is not of format {_FORMAT}")
-        if values.pop("sha256", None) != _digest(values):
+        if values.pop("sha256", None) != sha256_of(values):
             raise ValueError(f"{_JSON} has been changed")
         recipe = values["recipe"]
         if recipe is not None and not isinstance(recipe, dict):
@@ -421,9 +420,3 @@ def _name(value: object) -> str:
     if not isinstance(value, str) or len(value) > 300:
         raise TypeError("what was found is no list of names")
     return value
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    # As JSON gives them back: tuples are lists then.
-    text = json.dumps(json.loads(json.dumps(values)), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()

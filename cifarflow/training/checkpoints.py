@@ -211,7 +211,7 @@ class Checkpoints:
 
     def _write(self, header: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
         """Writes a file, to the best as well if it is that, and removes the oldest."""
-        header["sha256"] = _digest(header, arrays)
+        header["sha256"] = sha256_of(header, arrays)
         path = self.path(header["step"])
         members: dict[str, Any] = {f"{i:04d}": array for i, array in enumerate(arrays)}
         members["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
@@ -250,7 +250,7 @@ class Checkpoints:
           CheckpointError: if the file is missing or damaged, or is of other variables; nothing is
             set then.
         """
-        return _restore(self.path(step), variables)
+        return dict(_restore(self.path(step), variables)["extra"])
 
     def restore_best(self, variables: Sequence[Any]) -> int:
         """Sets the variables to those of the best checkpoint.
@@ -265,8 +265,7 @@ class Checkpoints:
         Raises:
           CheckpointError: as `restore`; no checkpoint with a score was saved, for one.
         """
-        _restore(self.best_path, variables, first_only=True)
-        step: int = _read(self.best_path)[0]["step"]
+        step: int = _restore(self.best_path, variables, first_only=True)["step"]
         return step
 
 
@@ -289,7 +288,7 @@ def _restore(
         )
     for variable, array in zip(variables, arrays, strict=not first_only):
         variable.assign(array)
-    return dict(header["extra"])
+    return header
 
 
 def _describe(variable: Any, value: Any) -> list[Any]:
@@ -318,7 +317,7 @@ def _read(path: pathlib.Path) -> tuple[dict[str, Any], list[np.ndarray]]:
         match = _NAME.fullmatch(path.name)
         if match and int(match[1]) != header["step"]:
             raise ValueError(f"it is of step {shown(header['step'])}, which its name is not")
-        expected, found = header.pop("sha256"), _digest(header, arrays)
+        expected, found = header.pop("sha256"), sha256_of(header, arrays)
         if found != expected:
             raise ValueError(f"SHA-256 of its arrays is {found}, it should be {shown(expected)}")
     return header, arrays
@@ -367,8 +366,8 @@ def _as_described(array: np.ndarray, shape: Any, dtype: Any) -> np.ndarray:
     return array
 
 
-def _digest(header: Mapping[str, Any], arrays: Iterable[Any]) -> str:
-    """SHA-256 over a header and the bytes of all arrays in order."""
+def sha256_of(header: Mapping[str, Any], arrays: Iterable[Any] = ()) -> str:
+    """SHA-256 over a header, which is JSON, and the bytes of all arrays in order."""
     # As JSON gives it back: tuples are lists then.
     text = json.dumps(json.loads(json.dumps(header)), sort_keys=True)
     digest = hashlib.sha256(text.encode())

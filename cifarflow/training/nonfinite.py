@@ -33,8 +33,8 @@ from cifarflow.untrusted import one_line
 
 ON_NONFINITE = ("stop", "skip")
 
-# Between two copies of the state, each of which takes a few milliseconds and the memory of weights
-# and optimiser.  Up to so many seconds of steps, and one call, are run again when one was bad.
+# Between two copies of the state, each of which takes the memory of weights and optimiser.  Up to
+# so many seconds of steps, and one call, are run again when one was bad.
 _SECONDS_A_SNAPSHOT = 5.0
 # A float16 loss scale may be halved some forty times before it fits; after more, it never will.
 _MOST_IDLE_STEPS = 300
