@@ -326,6 +326,43 @@ def test_relu_layers_before_a_pool():
         assert_same(model_of(L.Conv2D(4, 3), layer, L.MaxPooling2D(2)), images_of())
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+@pytest.mark.parametrize("pool", [2, 3, (2, 3), (1, 4), (4, 4), 1])
+def test_a_pool_on_a_gpu_is_keras_own(pool, activation, policy, monkeypatch):
+    monkeypatch.setattr(fusion, "has_gpu", lambda: True)
+    conv = L.Conv2D(5, 5, activation=activation, dtype=policy)
+    model = model_of(conv, L.MaxPooling2D(pool, dtype=policy), policy=policy)
+    spec = tf.TensorSpec([4, *tiny.SHAPE], tf.uint8)
+    graph = tf.function(fuse(model)).get_concrete_function(spec).graph
+    assert "MaxPool" not in [operation.type for operation in graph.get_operations()]
+    # bfloat16 makes many equals: all of the gradient goes to the first of them, as Keras has it.
+    assert_same(model, images_of(), 3e-4 if policy == "float32" else 2e-2)
+
+
+def test_of_equals_the_first_has_the_gradient_of_a_pool(monkeypatch):
+    monkeypatch.setattr(fusion, "has_gpu", lambda: True)
+    images = tf.constant(np.random.default_rng(0).integers(0, 2, (4, 7, 7, 3)), tf.float32)
+    gradients = []
+    for pool in (L.MaxPooling2D(2), fusion._tiling_pool(L.MaxPooling2D(2))):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            outputs = pool(images)
+        upstream = tf.reshape(tf.range(1.0, 1 + tf.size(outputs, tf.float32)), outputs.shape)
+        gradients.append(tape.gradient(outputs, images, upstream).numpy())
+    np.testing.assert_array_equal(*gradients)
+
+
+def test_a_pool_on_a_gpu_of_another_kind_is_left_to_keras(monkeypatch):
+    monkeypatch.setattr(fusion, "has_gpu", lambda: True)
+    for pool in (L.MaxPooling2D(2, padding="same"), L.MaxPooling2D(3, strides=2)):
+        assert_same(model_of(L.Conv2D(4, 3), pool), images_of())
+    inputs = keras.Input((None, None, 3))
+    model = keras.Model(inputs, L.GlobalMaxPooling2D()(L.MaxPooling2D(2)(inputs)))
+    images = images_of((9, 8, 3)).astype("float32")
+    np.testing.assert_array_equal(fuse(model)(images), model(images))
+
+
 @pytest.mark.parametrize("options", [{"strides": 2}, {"groups": 2}, {"dilation_rate": 2}])
 def test_convolutions_of_all_kinds(options):
     model = model_of(L.Conv2D(4, 3), L.Conv2D(4, 3, activation="relu", **options))
