@@ -2,6 +2,7 @@
 
     python benchmarks/time_to_accuracy.py --recipe=fast75 --runs=10
     python benchmarks/time_to_accuracy.py --recipe=fast75 --runs=10 --compare=notebook
+    python benchmarks/time_to_accuracy.py --recipe=fast94 --runs=20 --compare=torch
     python benchmarks/time_to_accuracy.py --recipe=fast75 --compare=fast75:precision=float32
     python benchmarks/time_to_accuracy.py --recipe=fast94 --compare=fast94:epochs=8 --tune
 
@@ -14,6 +15,10 @@ are written after each seed: whoever interrupts a long comparison keeps what it 
 `--compare=notebook` is the lab's final model the notebook's way: Keras `fit` in float32.  Between
 our runs a process of its own runs some of its steps, whose time is multiplied by those of its 25
 epochs; --notebook_full runs them all.
+
+`--compare=torch` is the same recipe, a speednet trained by Muon, by a PyTorch loop in a process of
+its own, as fast as one can be written; --torch_compile says how `torch.compile` is to help.  Its
+runs are timed by the same rule and compared as those of a recipe.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from cifarflow import cli
 # isort: split
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +37,7 @@ from typing import Any
 
 import harness
 import memory_ways
+import torch_peer
 import trial_report
 import trial_runs
 import trial_statistics
@@ -38,14 +45,14 @@ import ways
 from absl import flags
 
 from cifarflow.data.splits import Dataset
-from cifarflow.errors import ConfigError, check_float
+from cifarflow.errors import ConfigError, check_choice, check_float
 from cifarflow.evaluation.statistics import summarise
 from cifarflow.recipes.named import RECIPES
 from cifarflow.recipes.recipe import Recipe
-from cifarflow.trials import TIMING_RULE, Trial, Trials
+from cifarflow.trials import TIMING_RULE, Trial
 
 FLAGS = flags.FLAGS
-NOTEBOOK = "notebook"
+NOTEBOOK, TORCH = "notebook", "torch"
 NOTEBOOK_RECIPE = RECIPES["lab_final"]
 # What a recipe is for: the lab's bars, and those in the names of the fast ones.
 BARS: Mapping[str, float] = {
@@ -70,6 +77,8 @@ class Plan:
       bar: the accuracy to reach, None for that of each recipe.
       notebook: whether to measure a step the notebook's way.
       notebook_full: whether to run all of its steps, too.
+      torch: whether to run the recipe by a PyTorch loop.
+      torch_compile: how that is compiled, one of `torch_peer.COMPILE_CHOICES`.
     """
 
     recipes: tuple[Recipe, ...]
@@ -78,6 +87,8 @@ class Plan:
     bar: float | None = None
     notebook: bool = False
     notebook_full: bool = False
+    torch: bool = False
+    torch_compile: str = "auto"
 
 
 def define_flags() -> None:
@@ -86,11 +97,19 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "recipe", "fast75", "what to run: RECIPE or RECIPE:field=value,..., as fast75:epochs=2"
     )
-    flags.DEFINE_string("compare", "", f"what to compare it with: another such, or {NOTEBOOK}")
+    flags.DEFINE_string(
+        "compare", "", f"what to compare it with: another such, {NOTEBOOK} or {TORCH}"
+    )
     flags.DEFINE_integer("first_seed", 0, "seed of the first run; the others follow")
     flags.DEFINE_float("bar", None, "the accuracy to reach (default: the recipe's own)")
     flags.DEFINE_boolean("tune", False, "read validation images, not the test set")
     flags.DEFINE_boolean("notebook_full", False, f"with --compare={NOTEBOOK}: run all its epochs")
+    flags.DEFINE_enum(
+        "torch_compile",
+        "auto",
+        torch_peer.COMPILE_CHOICES,
+        f"with --compare={TORCH}: mode of torch.compile; auto: default on a GPU, none on a CPU",
+    )
 
 
 def make_plan(
@@ -102,6 +121,7 @@ def make_plan(
     bar: float | None = None,
     tune: bool = False,
     notebook_full: bool = False,
+    torch_compile: str = "auto",
     settings: harness.Settings | None = None,
 ) -> Plan:
     """Reads the flags.
@@ -111,9 +131,9 @@ def make_plan(
     """
     settings = settings or harness.Settings()
     seeds = trial_runs.read_seeds("--runs", runs, first_seed)
-    is_notebook = compare == NOTEBOOK
+    is_notebook, is_torch = compare == NOTEBOOK, compare == TORCH
     recipes = [trial_runs.read_recipe("--recipe", recipe)]
-    if compare and not is_notebook:
+    if compare and not (is_notebook or is_torch):
         recipes.append(trial_runs.read_recipe("--compare", compare))
         if compare == recipe:
             raise ConfigError(f"--compare must be another recipe than --recipe, not {compare!r}")
@@ -121,6 +141,11 @@ def make_plan(
         raise ConfigError(f"--notebook_full needs --compare={NOTEBOOK}, not {compare!r}")
     if notebook_full and tune:
         raise ConfigError("--notebook_full reads the test set: it does not go with --tune")
+    check_choice("--torch_compile", torch_compile, torch_peer.COMPILE_CHOICES)
+    if is_torch:
+        torch_peer.check_recipe(recipes[0])
+    elif torch_compile != "auto":
+        raise ConfigError(f"--torch_compile needs --compare={TORCH}, not {compare!r}")
     if bar is not None:
         bar = check_float("--bar", bar, above_minimum=True, maximum=1.0)
     held_out = 0.0
@@ -134,6 +159,8 @@ def make_plan(
         bar=bar,
         notebook=is_notebook,
         notebook_full=notebook_full,
+        torch=is_torch,
+        torch_compile=torch_compile,
     )
 
 
@@ -147,6 +174,7 @@ def plan_from_flags(settings: harness.Settings) -> Plan:
         bar=FLAGS.bar,
         tune=FLAGS.tune,
         notebook_full=FLAGS.notebook_full,
+        torch_compile=FLAGS.torch_compile,
         settings=settings,
     )
 
@@ -248,6 +276,11 @@ def measure(
     runs: dict[str, Callable[[int], Any]] = {
         name: trial_runs.run_with(each) for name, each in trials.items()
     }
+    # What makes a row of the figures of runs, by their name.
+    rows: dict[str, Callable[[Sequence[Trial]], dict[str, Any]]] = {
+        name: functools.partial(trial_runs.to_json, each, dataset=dataset)
+        for (name, each), dataset in zip(trials.items(), sets, strict=True)
+    }
     notebook = None
     examples = plan.recipes[0].limit_examples
 
@@ -260,7 +293,7 @@ def measure(
         result: dict[str, Any] = {
             "timing_rule": TIMING_RULE,
             "complete": is_complete,
-            **_compared(plan, trials, found, sets),
+            **_compared(plan, rows, found),
             "notebook": None,
         }
         if notebook is not None:
@@ -273,6 +306,16 @@ def measure(
             print(f"starting {NOTEBOOK_RECIPE.name} the notebook's way", file=sys.stderr)
             notebook = Notebook(sets[0], settings, examples=examples)
             runs[NOTEBOOK] = notebook.start(stack)
+        if plan.torch:
+            peer = torch_peer.TorchPeer(
+                trials[plan.recipes[0].name],
+                sets[0],
+                settings,
+                read=plan.read,
+                compile_mode=plan.torch_compile,
+            )
+            print(f"starting {peer.name}", file=sys.stderr)
+            runs[peer.name], rows[peer.name] = peer.start(stack), peer.to_json
         found = trial_runs.run_in_turn(
             runs, seeds=plan.seeds, keep=lambda found: keep(result_of(found))
         )
@@ -285,16 +328,16 @@ def measure(
 
 def _compared(
     plan: Plan,
-    trials: Mapping[str, Trials],
+    rows: Mapping[str, Callable[[Sequence[Trial]], dict[str, Any]]],
     found: Mapping[str, Sequence[Any]],
-    sets: Sequence[Dataset],
 ) -> dict[str, Any]:
-    """The figures of each recipe, and what can be said of two."""
-    rows = []
-    for (name, each), dataset in zip(trials.items(), sets, strict=True):
-        row = trial_runs.to_json(each, found[name], dataset)
-        rows.append({**row, **_figures(found[name], bar=plan.bar or bar_of(name))})
-    return {"recipes": rows, "verdicts": _verdicts({name: found[name] for name in trials})}
+    """The figures of each recipe, that of the PyTorch loop among them, and what both say."""
+    figures = []
+    for name, to_json in rows.items():
+        row = to_json(found[name])
+        bar = plan.bar or bar_of(row["recipe"]["name"])
+        figures.append({**row, **_figures(found[name], bar=bar)})
+    return {"recipes": figures, "verdicts": _verdicts({name: found[name] for name in rows})}
 
 
 def bar_of(name: str) -> float | None:
