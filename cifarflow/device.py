@@ -60,6 +60,11 @@ def has_bfloat16() -> bool:
     return bool({"avx512_bf16", "amx_bf16"} & set(_cpuinfo().get("flags", "").split()))
 
 
+def has_amx() -> bool:
+    """Whether the processor multiplies bfloat16 in tiles, by Intel's AMX (from /proc/cpuinfo)."""
+    return "amx_bf16" in _cpuinfo().get("flags", "").split()
+
+
 def _gpu_details(gpu: Any) -> dict[str, Any]:
     return dict(tf.config.experimental.get_device_details(gpu))
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from cifarflow import device
-from cifarflow.device import describe_device, has_bfloat16, has_gpu, prepare_gpus
+from cifarflow.device import describe_device, has_amx, has_bfloat16, has_gpu, prepare_gpus
 
 CPUINFO = """processor\t: 0
 vendor_id\t: SomeVendor
@@ -88,6 +88,14 @@ def test_without_cpuinfo_python_names_the_processor(text, processor, name, cpuin
 def test_bfloat16_is_read_from_the_first_processor(flags, expected, cpuinfo):
     cpuinfo(CPUINFO.format(flags=flags))
     assert has_bfloat16() is expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [("amx_bf16 x", True), ("amx_tile amx_int8 avx512_bf16", False)]
+)
+def test_amx_is_read_from_the_first_processor(flags, expected, cpuinfo):
+    cpuinfo(CPUINFO.format(flags=flags))
+    assert has_amx() is expected
 
 
 def test_this_machine_has_a_description():

@@ -518,8 +518,9 @@ def test_the_gradient_of_a_bias_sums_in_more_than_bfloat16(trainable):
     np.testing.assert_allclose(found, np.full(4, 64 * 31 * 31), rtol=1e-2)
 
 
-def test_a_slow_gradient_is_taken_for_one_in_bfloat16_only():
-    def convolutions(policy):
+def test_a_slow_gradient_is_taken_for_one_in_bfloat16_only(monkeypatch):
+    def convolutions(policy, amx=False):
+        monkeypatch.setattr(fusion, "has_amx", lambda: amx)
         model = model_of(
             L.Conv2D(64, 1, dtype=policy), L.Conv2D(64, 3, dtype=policy), policy=policy
         )
@@ -536,6 +537,7 @@ def test_a_slow_gradient_is_taken_for_one_in_bfloat16_only():
 
     assert convolutions("float32") == 2
     assert convolutions("mixed_bfloat16") == 1
+    assert convolutions("mixed_bfloat16", amx=True) == 2
 
 
 @pytest.mark.parametrize("rate", [0.25, 0.5, 0.3, 1 / 3, 0.999, 1e-4])

@@ -138,6 +138,33 @@ def test_views_of_real_images(model, some_images):
     np.testing.assert_allclose(outputs, mean_of_views(model, images, "multicrop"), atol=1e-5)
 
 
+@pytest.mark.parametrize("tta", ["none", "mirror", "multicrop"])
+def test_by_xla_as_on_a_gpu_the_outputs_are_the_same(tta, model, some_images, monkeypatch):
+    images = some_images[0][:50]
+    plain = predict(model, images, batch_size=16, tta=tta, tta_share=0.3)
+    monkeypatch.setattr("cifarflow.evaluation.predict.has_gpu", lambda: True)
+    by_xla = predict(model, images, batch_size=16, tta=tta, tta_share=0.3)
+    np.testing.assert_allclose(by_xla, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_that_xla_cannot_compile_is_not_given_to_it(some_images, monkeypatch):
+    class Unsupported(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.supports_jit = False
+
+        def call(self, inputs):
+            return tf.numpy_function(lambda x: x.mean((1, 2)), [inputs], tf.float32)
+
+        def compute_output_shape(self, shape):
+            return (shape[0], shape[-1])
+
+    monkeypatch.setattr("cifarflow.evaluation.predict.has_gpu", lambda: True)
+    inputs = keras.Input((32, 32, 3))
+    outputs = predict(keras.Model(inputs, Unsupported()(inputs)), some_images[0][:3])
+    np.testing.assert_allclose(outputs, some_images[0][:3].mean((1, 2)), rtol=1e-5)
+
+
 @pytest.mark.parametrize("tta", ["mirror", "multicrop"])
 @pytest.mark.parametrize(
     ("share", "count"), [(0.25, 6), (0.5, 12), (1e-9, 1), (0.999, 23), (np.float32(0.5), 12)]
@@ -258,7 +285,8 @@ def test_what_is_compiled_is_all_that_a_call_needs(
     predictor = Predictor(model, tta=tta, tta_share=share, batch_size=batch_size)
     predictor.compile((6, 9, 3), num_images=count)
     assert model.traced == [(None, 6, 9, 3)]
-    assert sorted(model.sizes) == sorted(sizes)
+    views = {"none": 1, "mirror": 2, "multicrop": 6}[tta]
+    assert sorted(model.sizes) == sorted(views * list(sizes))
     model.sizes.clear()
     predictor(wide_images[:count])
     predictor(wide_images[:count])

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from cifarflow.device import has_gpu
 from cifarflow.errors import DataError, check_choice, check_float, check_int
 from cifarflow.models.fusion import fuse
 from cifarflow.models.layers import check_image_shape
@@ -151,7 +152,8 @@ class Predictor:
         """Does, once and without any images, what the first call takes longer for.
 
         It traces the model and runs each size of batch that the call will have over black images,
-        since kernels choose their way of working, and XLA compiles, at a size's first use.
+        in every view, since kernels choose their way of working at a size's first use, and XLA
+        compiles for each size and each shift.
 
         Args:
           image_shape: (H, W, C) of the images to come.
@@ -170,7 +172,8 @@ class Predictor:
         images = np.zeros((max(sizes), *shape), np.uint8)
         self._check_images(images)
         for size in sorted(sizes - {0}):
-            self._outputs_of(images[:size], _VIEWS[self._tta][0])
+            for view in _VIEWS[self._tta]:
+                self._outputs_of(images[:size], view)
 
     def _check_images(self, images: np.ndarray) -> None:
         # None is any size, and a subclassed model does not know its input's shape.
@@ -205,25 +208,29 @@ class Predictor:
         forward, size = self._forwards[shape], self._batch_size
         batches = (images[i : i + size] for i in range(0, len(images), size))
         where = [tf.constant(value) for value in view[1:]]
-        return np.concatenate([forward(tf.constant(batch), *where).numpy() for batch in batches])
+        # Read all at once in the end: a GPU works on while the next batch is on its way to it.
+        outputs = [forward(tf.constant(batch), *where) for batch in batches]
+        return np.array(tf.concat(outputs, 0))
 
 
 def _make_forward(model: Any, shape: tuple[int, ...], *, shifts: bool) -> Callable[..., Any]:
     """Compiles the model's outputs for a view of a batch, traced once for all views and sizes."""
-    height, width, _ = shape
     infer = fuse(model, training=False)
 
     def forward(batch: Any, row: Any, column: Any, mirrored: Any) -> Any:
         if shifts:
             around = tf.pad(batch, [[0, 0], [1, 1], [1, 1], [0, 0]], "REFLECT")
-            batch = around[:, row : row + height, column : column + width]
+            # Not around[:, row : row + height]: XLA must know how large a slice is.
+            batch = tf.slice(around, [0, row, column, 0], [tf.shape(batch)[0], *shape])
             batch = tf.ensure_shape(batch, [None, *shape])
         batch = tf.where(mirrored, batch[:, :, ::-1], batch)
         with released_gradients():
             return tf.cast(infer(batch), tf.float32)
 
+    # XLA saves a GPU the launches of many kernels; not every layer of a user's can be compiled so.
+    by_xla = has_gpu() and all(layer.supports_jit for layer in model._flatten_layers())
     # A batch of any size: the last one may be smaller.
-    return tf.function(forward).get_concrete_function(
+    return tf.function(forward, jit_compile=by_xla).get_concrete_function(
         tf.TensorSpec([None, *shape], tf.uint8),
         tf.TensorSpec([], tf.int32),
         tf.TensorSpec([], tf.int32),
