@@ -374,9 +374,12 @@ class Child:
         over = time.monotonic() + seconds
         return self.wait_until(lambda: time.monotonic() >= over)
 
-    def signal(self, number: int) -> None:
-        """Sends a signal, if it has not ended."""
+    def signal(self, number: int) -> bool:
+        """Sends a signal; returns False if it has ended."""
+        if self._running.poll() is not None:
+            return False
         self._running.send_signal(number)
+        return True
 
     def finish(self) -> Ended:
         """Waits for its end.

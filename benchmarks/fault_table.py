@@ -13,6 +13,7 @@ was done to.  Lost are the steps that it had to run again.  What the library pro
   save.  A second signal stops at once, and the last checkpoint is whole.
 - A checkpoint that cannot be written is a warning while others may follow, and an error at the end.
 - A folder that cannot be written, and data that is damaged, end in one line and status 2.
+- A folder that is removed is made anew, which is told: status 0 stands for all that a run leaves.
 - A damaged checkpoint is reported in a line, and the one before it is taken.
 - No file under a final name is ever cut, and whoever goes on ends with the same bits.
 

@@ -32,10 +32,13 @@ from child_runs import Child, Course, Ended, Moment, Whole
 
 # Between a first signal and a second: less than a compiled call takes.
 _SECOND_AFTER_SECONDS = 0.01
+# A run that is over before a moment comes is followed by another; this many are enough for the
+# unluckiest moment.
+_MOST_RUNS = 8
 _WIDTH = 120
 # A warning of Python's begins with the place in the code.
 _TROUBLE = re.compile(
-    r"(?:\S+: \w*Warning: )?((?:error: |interrupted|cannot write |checkpoint ).*)"
+    r"(?:\S+: \w*Warning: )?((?:error: |interrupted|cannot write |checkpoint |workdir ).*)"
 )
 
 
@@ -190,24 +193,47 @@ def try_signals(scene: Scene) -> Iterator[Outcome]:
 
 
 def _chain(scene: Scene, name: str, orders: Sequence[Order]) -> list[Outcome]:
-    """Sends signals to one run, one after the other, and goes on each time."""
-    workdir = scene.folder / name
+    """Sends signals to one run, one after the other, and goes on each time.
+
+    Where the run is over before a moment has come, that one comes earlier in another run.
+    """
+    left = list(orders)
+    outcomes = []
+    for number in range(_MOST_RUNS):
+        outcomes += _signal_run(scene, scene.folder / f"{name}{number}", left)
+        if not left:
+            break
+        moment = left[0].moment
+        left[0] = left[0]._replace(moment=moment._replace(share=moment.share / 2))
+    missed = f"not tried: {_MOST_RUNS} runs were over first"
+    return outcomes + [Outcome(order.describe(), missed) for order in left]
+
+
+def _signal_run(scene: Scene, workdir: pathlib.Path, left: list[Order]) -> list[Outcome]:
+    """Sends signals to the run in a folder until it is over.
+
+    Args:
+      scene: what the faults are tried on.
+      workdir: the run's folder.
+      left: the signals that are left; those that were sent are taken away.
+    """
     command = scene.course.command(workdir)
     outcomes = []
-    for order in orders:
+    while left:
+        order = left[0]
         with Child(command) as child:
-            is_met = child.meet(order.moment, scene.course, scene.whole, workdir)
+            child.meet(order.moment, scene.course, scene.whole, workdir)
             at, came = child.step, time.monotonic()
-            child.signal(order.number)
+            is_sent = child.signal(order.number)
             if order.is_twice:
                 time.sleep(_SECOND_AFTER_SECONDS)
                 child.signal(order.number)
             ended = child.finish()
             seconds = time.monotonic() - came
+        if not is_sent:
+            break  # it was over first
+        del left[0]
         fault = f"{order.describe()}, step {at or 0}"
-        if not is_met:
-            outcomes.append(Outcome(fault, "not tried: the run was over first"))
-            continue
         lost = max(0, (child.step or 0) - child_runs.newest_step(workdir))
         happened = f"in {seconds:.2f} s {tell(ended, workdir)}"
         is_kept = _is_answered(order, ended, lost=lost) and not child_runs.damaged(workdir)
@@ -215,11 +241,11 @@ def _chain(scene: Scene, name: str, orders: Sequence[Order]) -> list[Outcome]:
             Outcome(fault, happened, lost_steps=lost, is_kept=is_kept, seconds=round(seconds, 3))
         )
         command = printed_command(ended) or command
+    if not outcomes:
+        return []
     end = describe_result(scene, workdir, go_on(scene, workdir, command=command)[0])
     return [
-        dataclasses.replace(each, end=end, is_kept=each.is_kept and end == "identical")
-        if each.is_kept is not None
-        else each
+        dataclasses.replace(each, end=end, is_kept=bool(each.is_kept) and end == "identical")
         for each in outcomes
     ]
 
@@ -328,12 +354,21 @@ def try_removed(scene: Scene) -> Iterator[Outcome]:
     yield _remove(scene, "checkpoints")
     if not scene.quick:
         yield _remove(scene, "")
+        yield _remove(scene, "", at_end=True)
 
 
-def _remove(scene: Scene, name: str) -> Outcome:
+def _remove(scene: Scene, name: str, *, at_end: bool = False) -> Outcome:
+    """Removes a run's folder, or one in it, between two checkpoints or after the last step."""
+    what = "checkpoint folder" if name else "workdir"
+    fault = f"{what} removed {'after the last step' if at_end else 'in training'}"
     workdir = scene.folder / "removed"
     with Child(scene.course.command(workdir)) as child:
-        child.wait_until(lambda: len(child_runs.checkpoints(workdir)) > 1)
+        is_met = child.wait_until(lambda: len(child_runs.checkpoints(workdir)) > 1)
+        if at_end:
+            is_met = child.wait_for_step(scene.course.steps)
+        if not is_met:
+            shutil.rmtree(workdir, ignore_errors=True)
+            return Outcome(fault, "not tried: the run was over first")
         # In one go: what is removed file by file is written again meanwhile.
         away = scene.folder / "away"
         (workdir / name).rename(away)
@@ -341,15 +376,18 @@ def _remove(scene: Scene, name: str) -> Outcome:
         ended = child.finish()
     happened = tell(ended, workdir)
     lost = max(0, (child.step or 0) - child_runs.newest_step(workdir))
-    if name:
-        fault, is_good = "checkpoint folder removed in training", ended.status == 0
-    else:
-        fault, is_good = "workdir removed in training", is_one_line_error(ended)
-        # Nothing is left to go on with, unless the run has made it anew.
-        shutil.rmtree(workdir, ignore_errors=True)
-        lost = child.step or 0
-    if ended.status:
-        ended = go_on(scene, workdir)[0]
+    is_good = ended.status == 0
+    if not name:
+        # In silence it must not go, whatever could be written again.
+        is_good = bool(said(ended.stderr)) and (is_good or is_one_line_error(ended))
+        # Checkpoints can be lost, if that is an error; no more than they.
+        parts = child_runs.differing(child_runs.fingerprint(workdir), scene.whole.fingerprint)
+        is_good &= not parts or (parts == ["state"] and ended.status > 0)
+        if ended.status:
+            lost = child.step or 0
+            shutil.rmtree(workdir, ignore_errors=True)
+    # Another process takes what is there for the finished run that it is, or goes on with it.
+    ended = go_on(scene, workdir)[0]
     end = describe_result(scene, workdir, ended)
     shutil.rmtree(workdir, ignore_errors=True)
     return Outcome(fault, happened, lost, end, is_good and end == "identical")

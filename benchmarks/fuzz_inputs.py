@@ -335,7 +335,7 @@ _ROW: dict[str, Any] = {
     "images_per_second": 1000.0,
     "dataset": "standin",
 }
-_VERIFIED = {"version": 1, "files": {"/data/a": [10, 20], "/data/b": [30, 40]}}
+_VERIFIED = {"version": 2, "files": [[1, 10, 20, 30, 40, "a"], [1, 50, 60, 70, 80, "b c"]]}
 
 
 def _build_json(value: Any) -> Callable[[random.Random, int], bytes]:

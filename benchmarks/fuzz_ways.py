@@ -128,10 +128,11 @@ def _read_tfds(folder: pathlib.Path, data: bytes) -> object:
 
 def _read_verified(folder: pathlib.Path, data: bytes) -> object:
     (folder / "verified.json").write_bytes(data)
-    known = cache.is_verified(folder, {"/data/a": [10, 20]})
-    cache.remember_verified(folder, {"/data/c": [50, 60]})
+    known = cache.is_verified(folder, [cache.Mark(1, 10, 20, 30, 40, "a")])
+    new = cache.Mark(2, 10, 20, 30, 40, "c")
+    cache.remember_verified(folder, [new])
     # What was in the file must not keep anything new from being written.
-    assert cache.is_verified(folder, {"/data/c": [50, 60]})
+    assert cache.is_verified(folder, [new])
     return known
 
 

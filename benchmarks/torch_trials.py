@@ -674,7 +674,7 @@ class TorchTrials:
     @torch.no_grad()
     def _evaluate(self, images: Any) -> Any:
         """Outputs [N, classes] float32 for uint8 images, by the rule of `cifarflow.predict`."""
-        self._net.eval()
+        self._net.train(False)
         images = self._normalised(images)
         plain, *others = _VIEWS[self._recipe["tta"]]
         outputs = self._outputs(images)

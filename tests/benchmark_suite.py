@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,13 @@ ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 # As for `python benchmarks/step_time.py`, whose folder is where its imports come from.
 sys.path.insert(0, str(BENCHMARKS))
+
+# How lines begin, or what is in them, that TensorFlow's libraries write by themselves.
+NOISE = re.compile(
+    r"^.*(?:absl::InitializeLog|oneDNN|cudart|cpu_feature_guard).*$"
+    r"|^[IWEF]\d{4} .*$|^\d{4}-\d\d-\d\d [\d:.]+: [IWEF] .*$",
+    re.MULTILINE,
+)
 
 COMMANDS = {
     "step": "step_time.py --quick --data=standin --compare=all --peer_precisions=float32 "
@@ -94,6 +102,7 @@ def read(folder, done):
     """The record that a quick run left in its folder, beside a good picture and nothing else."""
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
+    assert NOISE.findall(done.stderr) == []
     name = folder.name
     assert sorted(path.name for path in folder.iterdir()) == [f"{name}.json", f"{name}.png"]
     picture = (folder / f"{name}.png").read_bytes()

@@ -324,6 +324,27 @@ def test_a_save_that_fails_is_told_once(tmp_path):
     assert checkpoints.steps() == [3]
 
 
+@pytest.mark.parametrize("is_before", [True, False])
+def test_an_interrupt_while_a_save_begins(tmp_path, monkeypatch, is_before):
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        if not is_before:
+            start(thread)
+        raise KeyboardInterrupt
+
+    checkpoints = Checkpoints(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.begin_save(1, some_variables())
+    # What clears up after the interrupt finds nothing that is wrong.
+    checkpoints.wait()
+    assert checkpoints.steps() == ([] if is_before else [1])
+    checkpoints.save(2, some_variables())
+    assert checkpoints.latest() == 2
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path):
     left = tmp_path / ".step_00000002.npz.0123456789abcdef"
     mine = tmp_path / ".step_00000002.npz.mine"
@@ -375,6 +396,51 @@ def test_a_run_killed_between_a_file_and_the_best_comes_to_the_best_again(tmp_pa
     if checkpoints.latest_whole() == 1:
         checkpoints.save(2, variables, score=1.0)
     assert checkpoints.restore_best(variables) == 2
+
+
+def test_a_best_that_is_lost(tmp_path):
+    variables, checkpoints = some_variables(), Checkpoints(tmp_path, keep=1)
+    assert checkpoints.lost_best() is None
+    for step, score in ((1, 3.0), (2, 1.0), (3, 2.0)):
+        checkpoints.save(step, variables, score=score)
+        assert checkpoints.lost_best() is None
+    checkpoints.best_path.unlink()
+    assert checkpoints.lost_best() == 2
+    checkpoints.save(4, variables)
+    with pytest.warns(UserWarning, match=r"there is no .*best\.npz': it was that of step 2"):
+        checkpoints.save(5, variables, score=1.5)
+    # The best of those that are left, and that is no longer the best of all.
+    assert checkpoints.restore_best(variables) == 5
+    assert checkpoints.lost_best() == 2
+    damage(checkpoints.best_path)
+    with pytest.warns(UserWarning, match=r"best\.npz' is damaged.*: it was that of step 2"):
+        checkpoints.save(6, variables, score=1.0)
+    assert checkpoints.lost_best() is None
+
+
+def test_a_best_that_another_process_wrote_is_known_when_it_was_seen(tmp_path):
+    Checkpoints(tmp_path).save(1, some_variables(), score=1.0)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, some_variables(), score=2.0)
+    assert checkpoints.lost_best() is None
+    checkpoints.best_path.unlink()
+    assert checkpoints.lost_best() == 1
+
+
+def test_what_must_come_before_writing_may_fail(tmp_path):
+    wrong = ["no such place"]
+
+    def prepare():
+        if wrong:
+            raise WorkdirError(wrong[0])
+
+    checkpoints = Checkpoints(tmp_path / "checkpoints", prepare=prepare)
+    with pytest.raises(WorkdirError, match="no such place"):
+        checkpoints.save(1, some_variables())
+    assert not (tmp_path / "checkpoints").exists()
+    wrong.clear()
+    checkpoints.save(2, some_variables())
+    assert checkpoints.steps() == [2]
 
 
 def damage(path):

@@ -49,6 +49,28 @@ def put(path, mark=0):
     return path
 
 
+@pytest.fixture
+def small_batches(monkeypatch, tmp_path):
+    """A folder of binary batches of ten images each, which count as the official ones.
+
+    As from an archive, all are of one size and one time.
+    """
+    monkeypatch.setattr(formats, "BATCH_EXAMPLES", 10)
+    monkeypatch.setattr(formats, "TRAIN_EXAMPLES", 50)
+    monkeypatch.setattr(formats, "TEST_EXAMPLES", 10)
+    monkeypatch.setattr(formats, "_BINARY_BATCH_BYTES", 10 * 3073)
+    store = tmp_path / "store"
+    store.mkdir()
+    sums = {}
+    for number, name in enumerate(formats.BINARY_BATCHES):
+        content = b"".join(bytes([label]) + bytes([number]) * 3072 for label in range(10))
+        (store / name).write_bytes(content)
+        os.utime(store / name, ns=(10**18, 10**18))
+        sums[name] = hashlib.md5(content).hexdigest()
+    monkeypatch.setattr(formats, "BINARY_BATCHES", sums)
+    return store
+
+
 def copy_batches(cifar10_dir, target, *copied):
     """A folder of links to the real files, but for the `copied` ones, which may be damaged."""
     folder = target / "cifar-10-batches-py"
@@ -190,6 +212,141 @@ def test_verification_is_remembered(cifar10_dir, tmp_path):
     assert len(json.loads((tmp_path / "another" / "verified.json").read_text())["files"]) == 7
 
 
+ONE, TWO = "data_batch_1.bin", "data_batch_2.bin"
+
+
+def swap_names(folder, *_):
+    (folder / ONE).rename(folder / "other")
+    (folder / TWO).rename(folder / ONE)
+    (folder / "other").rename(folder / TWO)
+
+
+def link_one_twice(folder, store, link):
+    (folder / TWO).unlink()
+    link(store / ONE, folder / TWO)
+
+
+def replace_by_one_of_that_size_and_time(folder, store, link):
+    path = folder / ONE
+    other = folder / "other"
+    other.write_bytes(bytes(path.stat().st_size))
+    os.utime(other, ns=(10**18, 10**18))
+    other.replace(path)
+
+
+def alter_and_set_the_time_back(folder, store, link):
+    # The clock of a file system may have moved on by some milliseconds only.
+    time.sleep(0.05)
+    with (folder / ONE).open("r+b") as file:
+        file.seek(100)
+        file.write(b"\xff")
+    os.utime(folder / ONE, ns=(10**18, 10**18))
+
+
+LINKS = {
+    "symbolic links": lambda target, path: path.symlink_to(target),
+    "hard links": lambda target, path: path.hardlink_to(target),
+    "files": shutil.copy2,
+}
+
+
+@pytest.mark.parametrize("kind", LINKS)
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        (swap_names, ONE),
+        (link_one_twice, TWO),
+        (replace_by_one_of_that_size_and_time, ONE),
+        (alter_and_set_the_time_back, ONE),
+    ],
+)
+def test_what_was_verified_is_not_taken_for_another(small_batches, tmp_path, kind, change, wrong):
+    folder, link = tmp_path / "cifar-10-batches-bin", LINKS[kind]
+    folder.mkdir()
+    for path in small_batches.iterdir():
+        link(path, folder / path.name)
+    with mock.patch.object(formats, "_check_md5", wraps=formats._check_md5) as check:
+        load_cifar10(folder)
+        dataset = load_cifar10(folder)
+        assert check.call_count == 6
+        # By its number a file is known wherever it is.
+        other = folder.rename(tmp_path / "moved")
+        load_cifar10(other)
+        assert check.call_count == 6
+    assert dataset.train.images[::10, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    other.rename(folder)
+    sizes = {path: path.stat() for path in folder.iterdir()}
+    change(folder, small_batches, link)
+    # What a look at sizes and times of change would go by is as it was.
+    for path, before in sizes.items():
+        assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, 10**18)
+    for _ in range(2):  # nothing of it is remembered
+        with pytest.raises(DataError, match=f"{wrong} is damaged, cut short or altered"):
+            load_cifar10(folder)
+
+
+@real_data
+def test_links_to_real_batches_swapped(cifar10_dir, tmp_path):
+    folder = copy_batches(cifar10_dir, tmp_path)
+    load_cifar10(folder)
+    (folder / "data_batch_1").rename(folder / "other")
+    (folder / "data_batch_2").rename(folder / "data_batch_1")
+    (folder / "other").rename(folder / "data_batch_2")
+    with pytest.raises(DataError, match="data_batch_1 is damaged, cut short or altered"):
+        load_cifar10(folder)
+
+
+def test_links_swapped_while_they_are_read(small_batches, tmp_path):
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    for path in small_batches.iterdir():
+        (folder / path.name).symlink_to(path)
+    read = formats.read
+
+    def swapping():
+        todo = [swap_names]
+
+        def swap_and_read(found, **options):
+            while todo:
+                todo.pop()(folder)
+            return read(found, **options)
+
+        return mock.patch.object(formats, "read", swap_and_read)
+
+    load_cifar10(folder)
+    with swapping(), pytest.raises(DataError, match=f"{ONE} is damaged"):
+        load_cifar10(folder)
+    # Seen wrong before and right while it was read: what was seen is not what was verified.
+    with swapping():
+        load_cifar10(folder, cache_dir=tmp_path / "another")
+    swap_names(folder)
+    with pytest.raises(DataError, match=f"{ONE} is damaged"):
+        load_cifar10(folder, cache_dir=tmp_path / "another")
+
+
+def test_shards_are_known_by_their_names(tmp_path):
+    names = [f"cifar10-{split}.tfrecord-00000-of-00001" for split in ("train", "test")]
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    expected = formats.expected_of(formats.locate(tmp_path))
+    assert list(expected) == [tmp_path / name for name in names]
+    assert len(set(expected.values())) == 2
+
+
+def test_what_an_older_version_remembered_is_checked_again(small_batches, tmp_path):
+    files = {
+        str(path): [path.stat().st_size, path.stat().st_mtime_ns]
+        for path in small_batches.iterdir()
+    }
+    (tmp_path / "cache").mkdir()
+    text = json.dumps({"version": 1, "files": files})
+    (tmp_path / "cache" / "verified.json").write_text(text)
+    (small_batches / ONE).write_bytes(bytes(30730))
+    os.utime(small_batches / ONE, ns=(10**18, 10**18))
+    with pytest.raises(DataError, match=f"{ONE} is damaged"):
+        load_cifar10(small_batches)
+
+
 def test_cache_that_cannot_be_written_is_no_error(small_scale, tmp_path):
     put(tmp_path / "data" / "cifar10.npz")
     (tmp_path / "file").write_text("not a folder")
@@ -200,20 +357,28 @@ def test_cache_that_cannot_be_written_is_no_error(small_scale, tmp_path):
 
 def test_remembered_list_stays_short(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "_MOST_ENTRIES", 3)
-    for index in range(5):
-        cache.remember_verified(tmp_path, {f"/file{index}": [index, index]})
-    assert not cache.is_verified(tmp_path, {"/file1": [1, 1]})
-    assert cache.is_verified(tmp_path, {"/file4": [4, 4], "/file2": [2, 2]})
-    assert not cache.is_verified(tmp_path, {"/file4": [4, 5]})
-    assert not cache.is_verified(tmp_path, {})
+    marks = [cache.Mark(1, index, 3, 4, 5, "x") for index in range(5)]
+    for mark in marks:
+        cache.remember_verified(tmp_path, [mark])
+    assert not cache.is_verified(tmp_path, [marks[1]])
+    assert cache.is_verified(tmp_path, [marks[4], marks[2]])
+    for field in cache.Mark._fields:
+        other = marks[4]._replace(**{field: "y" if field == "expected" else 9})
+        assert not cache.is_verified(tmp_path, [marks[2], other])
+    assert not cache.is_verified(tmp_path, [])
+    # Of a file only the newest is kept.
+    cache.remember_verified(tmp_path, [marks[4]._replace(size=9)])
+    assert not cache.is_verified(tmp_path, [marks[4]])
+    assert cache.is_verified(tmp_path, [marks[3]])
 
 
-@pytest.mark.parametrize("content", ["", "null", "{}", '{"version": 1, "files": 3}', "[" * 99999])
+@pytest.mark.parametrize("content", ["", "null", "{}", '{"version": 2, "files": 3}', "[" * 99999])
 def test_damaged_memory_is_ignored(tmp_path, content):
     (tmp_path / "verified.json").write_text(content)
-    assert not cache.is_verified(tmp_path, {"/file": [1, 1]})
-    cache.remember_verified(tmp_path, {"/file": [1, 1]})
-    assert cache.is_verified(tmp_path, {"/file": [1, 1]})
+    mark = cache.Mark(1, 2, 3, 4, 5, "x")
+    assert not cache.is_verified(tmp_path, [mark])
+    cache.remember_verified(tmp_path, [mark])
+    assert cache.is_verified(tmp_path, [mark])
 
 
 @real_data

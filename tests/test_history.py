@@ -3,6 +3,7 @@
 import json
 import math
 import resource
+import shutil
 import signal
 
 import pytest
@@ -170,6 +171,46 @@ def test_rows_that_could_not_be_written_are_written_later(tmp_path):
     add(history, 2)
     history.flush()
     assert [row["step"] for row in History.load(folder / "metrics.jsonl").rows] == [1, 2]
+
+
+def test_a_log_that_was_removed_is_written_again(tmp_path):
+    path = tmp_path / "run" / "metrics.jsonl"
+    history = History(path, prepare=lambda: path.parent.mkdir(exist_ok=True))
+    for step in (1, 2):
+        add(history, step)
+    shutil.rmtree(path.parent)
+    add(history, 3)
+    assert rows_on_disk(path) == history.rows
+    path.unlink()
+    history.flush()
+    assert rows_on_disk(path) == history.rows
+    path.unlink()
+    loaded = History(path)
+    loaded.flush()
+    assert not path.exists()  # of no rows there is no log
+    history.flush()
+    loaded = History.load(path, prepare=lambda: path.parent.mkdir(exist_ok=True))
+    shutil.rmtree(path.parent)
+    add(loaded, 4)
+    assert [row["step"] for row in rows_on_disk(path)] == [1, 2, 3, 4]
+
+
+def test_what_must_come_before_writing_may_fail(tmp_path):
+    path, wrong = tmp_path / "metrics.jsonl", ["no such place"]
+
+    def prepare():
+        if wrong:
+            raise WorkdirError(wrong[0])
+
+    history = History(path, prepare=prepare)
+    with pytest.warns(UserWarning, match="no such place; trying again with each row"):
+        add(history, 1)
+    with pytest.raises(WorkdirError, match="no such place"):
+        history.flush()
+    assert not path.exists()
+    wrong.clear()
+    add(history, 2)
+    assert rows_on_disk(path) == history.rows
 
 
 def test_half_a_row_is_taken_back(tmp_path):

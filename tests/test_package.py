@@ -31,7 +31,7 @@ FLOORS = {
     "models": {"errors", "device"},
     "optimizers": {"errors", "device"},
     "training.step": {"errors", "models", "optimizers"},
-    "evaluation": {"errors", "models"},
+    "evaluation": {"errors", "device", "models"},
     "training": {"errors", "device", "files", "untrusted", "data", "training.step"},
     "recipes": {
         "errors",

@@ -1,5 +1,6 @@
 """The proofs: kills and resumes, faults, parity with `fit`, leaks, what checkpoints cost."""
 
+import ast
 import dataclasses
 import functools
 import importlib
@@ -86,12 +87,20 @@ if mode != "deaf":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)
 
+def remake():
+    if mode.startswith("remakes") and not log.exists():
+        if mode == "remakes":
+            print(f"workdir {workdir} was removed: it is made anew", file=sys.stderr)
+        folder.mkdir(parents=True, exist_ok=True)
+        log.write_text("".join(json.dumps(row) + "\\n" for row in rows))
+
 def read(path):
     with np.load(path) as members:
         return [float(value) for value in members["0000"]]
 
 def save(step, weight, velocity):
     final = folder / f"step_{step:08d}.npz"
+    remake()
     # A file of some size, so that writing takes a while.
     arrays = {"0000": np.array([weight, velocity]), "0001": np.zeros(200_000)}
     try:
@@ -109,11 +118,11 @@ def save(step, weight, velocity):
             mark.unlink()
         else:
             mark.replace(final)
+        for old in sorted(folder.glob("step_*.npz"))[:-2]:
+            old.unlink()
     except OSError as error:
         print(f"cannot write checkpoint {final.name}: {error}; trying again", file=sys.stderr)
         return False
-    for old in sorted(folder.glob("step_*.npz"))[:-2]:
-        old.unlink()
     return True
 
 step, weight, velocity, good = 0, 1.0, 0.0, True
@@ -139,14 +148,24 @@ log.write_text("".join(json.dumps(row) + "\\n" for row in rows))
 print("begins", flush=True)
 time.sleep(0.02)
 while step < steps:
-    time.sleep(0.002)
+    # Slow enough that what is removed between two files is not removed in the middle of one.
+    time.sleep(0.01 if mode.startswith("remakes") else 0.002)
     velocity = 0.9 * velocity + weight
     weight -= 0.05 * velocity
     step += 1
     row = {"step": step, "loss": weight, "images_per_second": time.time()}
-    with log.open("a") as file:
-        file.write(json.dumps(row) + "\\n")
+    remake()
+    try:
+        with log.open("a") as file:
+            file.write(json.dumps(row) + "\\n")
+    except OSError:
+        # Removed since: it is with those that are written again.
+        if not mode.startswith("remakes"):
+            raise
+    rows.append(row)
     print("step", step, flush=True)
+    if step == steps and mode.startswith("remakes"):
+        time.sleep(0.3)
     good = True
     if step % 7 == 0 or step == steps or came:
         good = save(step, weight, velocity)
@@ -157,6 +176,7 @@ while step < steps:
 if not good:
     sys.exit(print("error: the last checkpoint cannot be written", file=sys.stderr) or 2)
 time.sleep(0.1)
+remake()
 (workdir / "test_outputs.npy").write_bytes(repr(weight).encode())
 summary = {"weights_sha256": repr(weight), "steps": step, "epochs": 1, "test_loss": weight}
 summary |= {"test_accuracy": 0, "confusion_matrix": [], "total_seconds": time.time()}
@@ -312,6 +332,7 @@ def test_the_short_form(finish):
     folder, done = finish("resume")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
+    assert benchmark_suite.NOISE.findall(done.stderr) == []
     record = json.loads((folder / "resume.json").read_text())
     (result,) = record["results"]
     assert (result["recipe"], result["precision"]) == ("lab_mlp", "float32")
@@ -392,6 +413,30 @@ def test_a_signal_that_saves_nothing_is_a_broken_promise(scene):
     assert max(outcome.lost_steps for outcome in outcomes) > 0
 
 
+def test_a_signal_whose_run_is_over_first_comes_in_another(scene, folder):
+    late = faults.Order(signal.SIGTERM, Moment("end", 0.0))
+    outcomes = faults._chain(scene(), "late", [late, late])
+    # After the first the run has no step left, and no moment after its last.
+    assert [outcome.is_kept for outcome in outcomes] == [True, True], outcomes
+    assert all(each.fault == "SIGTERM after the last step, step 60" for each in outcomes)
+    assert [path.name for path in sorted(folder.iterdir())] == ["late0", "late1"]
+
+
+def test_a_moment_that_never_comes_is_said_not_to(scene, whole, monkeypatch):
+    monkeypatch.setattr(faults, "_MOST_RUNS", 2)
+    never = scene()._replace(whole=whole._replace(end_seconds=1000.0))
+    order = faults.Order(signal.SIGTERM, Moment("end", 0.9))
+    (outcome,) = faults._chain(never, "never", [order])
+    assert outcome.is_kept is None
+    assert outcome.happened == "not tried: 2 runs were over first"
+
+
+def test_a_signal_to_a_process_that_has_ended_is_none(course, folder):
+    with child_runs.Child(course().command(folder / "run")) as child:
+        child.finish()
+        assert child.signal(signal.SIGTERM) is False
+
+
 def test_damaged_files(scene):
     outcomes = list(faults.try_checkpoints(scene()))
     assert all(outcome.is_kept for outcome in outcomes), outcomes
@@ -418,6 +463,24 @@ def test_folders_removed(scene):
     assert outcome.fault == "checkpoint folder removed in training"
     assert outcome.is_kept is False
     assert "error: the last checkpoint cannot be written" in outcome.happened
+    assert outcome.end == "identical"
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+def test_workdirs_removed(scene, at_end):
+    outcome = faults._remove(scene("remakes"), "", at_end=at_end)
+    when = "after the last step" if at_end else "in training"
+    assert outcome.fault == f"workdir removed {when}"
+    assert outcome.is_kept, outcome
+    assert outcome.happened.startswith("status 0: ")
+    assert outcome.end == "identical"
+
+
+@pytest.mark.parametrize("mode", ["remakes in silence", "good"])
+def test_a_workdir_that_goes_in_silence_or_with_a_crash_is_a_broken_promise(scene, mode):
+    outcome = faults._remove(scene(mode), "")
+    assert outcome.is_kept is False
+    # Then it is begun anew.
     assert outcome.end == "identical"
 
 
@@ -524,6 +587,7 @@ def test_the_table_of_faults(finish):
     folder, done = finish("faults")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+    assert benchmark_suite.NOISE.findall(done.stderr) == []
     results = json.loads((folder / "faults.json").read_text())["results"]
     assert [(each["fault"], each["is_kept"]) for each in results] == [
         ("newest checkpoint cut", True),
@@ -739,6 +803,25 @@ def test_a_watch_leaves_out_the_first_call(monkeypatch):
 
 
 # Command lines
+
+
+def test_scripts_keep_tensorflow_quiet_from_their_first_import_on():
+    scripts = [
+        path
+        for path in benchmark_suite.BENCHMARKS.glob("*.py")
+        if "cli.run(main)" in path.read_text()
+    ]
+    assert len(scripts) > 10
+    for path in scripts:
+        imports = [
+            ast.unparse(node)
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+        ]
+        assert imports[:2] == [
+            "from __future__ import annotations",
+            "from cifarflow import cli",
+        ], path
 
 
 @pytest.mark.parametrize(

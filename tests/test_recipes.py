@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ from cifarflow.recipes.run import train_recipe
 from cifarflow.training.checkpoints import hash_arrays
 from cifarflow.training.hooks import Every, Hook
 from cifarflow.training.loop import TrainingInterrupted
+from cifarflow.training.workdir import Workdir
 
 BASE = {**tiny.MLP, "epochs": 1.0, "batch_size": 8}
 # A tenth of the stand-in set's training images keeps a run short.
@@ -726,6 +728,112 @@ def test_a_run_that_died_goes_on(tmp_path, step):
     assert rows(resumed) == rows(whole)
 
 
+def remove_at(step, workdir, then=lambda: None):
+    def remove(state):
+        if state.step == step:
+            shutil.rmtree(workdir)
+            then()
+
+    return Hook(Every(steps=step), remove)
+
+
+def left_by(run):
+    """All that a run leaves but for its times; of the newest checkpoint and the best the state."""
+    folder, states = run.workdir, {}
+    for path in (folder / "checkpoints").iterdir():
+        with np.load(path, allow_pickle=False) as members:
+            names = sorted(set(members.files) - {"header"})
+            states[path.name] = hash_arrays(members[name] for name in names)
+    return {
+        "newest and best": [states["best.npz"], states[max(states)]],
+        **left_beside_checkpoints(folder),
+    }
+
+
+def left_beside_checkpoints(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "names": {path.name for path in folder.iterdir()} - {"checkpoints"},
+        "recipe": json.loads((folder / "recipe.json").read_text()),
+        "rows": [{**row, "images_per_second": None} for row in rows],
+        "outputs": (folder / "test_outputs.npy").read_bytes(),
+        "weights": json.loads((folder / "summary.json").read_text())["weights_sha256"],
+    }
+
+
+def logged_steps(folder):
+    """The steps in the newest event file of a split."""
+    newest = max(folder.glob("events.out.tfevents*"), key=lambda path: path.stat().st_mtime_ns)
+    records = tf.data.TFRecordDataset([str(newest)])
+    events = [tf.compat.v1.Event.FromString(record.numpy()) for record in records]
+    return sorted({event.step for event in events if event.summary.value})
+
+
+def test_a_folder_that_is_removed_in_training_is_made_anew(tmp_path):
+    options = {"epochs": 3, "tensorboard": True}
+    whole = run_tiny(workdir=tmp_path / "whole", hooks=[Hook(Every(steps=3))], **options)
+    # Before the first validation: of the best checkpoints none is lost.
+    hooks = [remove_at(3, tmp_path / "cut")]
+    with pytest.warns(UserWarning, match="workdir '.*cut' was removed, or its files were"):
+        run = run_tiny(workdir=tmp_path / "cut", hooks=hooks, **options)
+    assert left_by(run) == left_by(whole)
+    assert min(row["step"] for row in run.history.rows) < 3
+    for split in ("train", "validation", "test"):
+        found, expected = (
+            logged_steps(each.workdir / "tensorboard" / split) for each in (run, whole)
+        )
+        assert found == expected
+    assert run_tiny(workdir=tmp_path / "cut", resume=True, **options).summary == run.summary
+
+
+def test_a_folder_that_is_removed_when_the_test_begins(tmp_path, monkeypatch):
+    predict = run_module.predict
+
+    def remove_and_predict(*args, **kwargs):
+        shutil.rmtree(tmp_path / "cut")
+        return predict(*args, **kwargs)
+
+    whole = run_tiny(workdir=tmp_path / "whole")
+    last = whole.summary["steps"]
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "predict", remove_and_predict)
+        with (
+            pytest.warns(UserWarning, match="was removed, or its files were"),
+            pytest.raises(
+                WorkdirError, match=rf"lacks checkpoints/step_0*{last}\.npz, the best checkpoint, "
+            ),
+        ):
+            run_tiny(workdir=tmp_path / "cut")
+    # All else is there, and is not taken for a finished run.
+    assert left_beside_checkpoints(tmp_path / "cut") == left_beside_checkpoints(whole.workdir)
+    assert left_by(run_tiny(workdir=tmp_path / "cut", resume=True)) == left_by(whole)
+
+
+def test_a_folder_that_another_run_has_taken(tmp_path):
+    folder = tmp_path / "cut"
+
+    def take():
+        Workdir(folder).open({"name": "another"})
+
+    with (
+        pytest.warns(UserWarning, match="cut' holds another run by now"),
+        pytest.raises(WorkdirError, match="cut' holds another run by now"),
+    ):
+        run_tiny(workdir=folder, hooks=[remove_at(3, folder, take)])
+    assert [path.name for path in folder.iterdir()] == ["recipe.json"]
+    assert json.loads((folder / "recipe.json").read_text()) == {"name": "another"}
+
+
+def test_a_folder_that_cannot_be_made_anew(tmp_path):
+    folder = tmp_path / "cut"
+    with (
+        pytest.warns(UserWarning, match="cannot write to workdir"),
+        pytest.raises(WorkdirError, match="cannot write to workdir"),
+    ):
+        run_tiny(workdir=folder, hooks=[remove_at(3, folder, lambda: folder.write_text("mine"))])
+    assert folder.read_text() == "mine"
+
+
 def test_a_run_that_died_between_test_and_summary(tmp_path):
     first = run_tiny(workdir=tmp_path)
     (tmp_path / "summary.json").unlink()
@@ -842,7 +950,7 @@ def test_the_fast_recipes_keep_to_their_sources():
     assert {name: getattr(fast96, name) for name in source} == source
     assert fast96.l2 == pytest.approx(0.00133)
     fast94 = RECIPES["fast94"]
-    for name, rate in (("whitening/bias", 0.0573), ("beta", 0.0573), ("classifier/kernel", 0.5415)):
+    for name, rate in (("whitening/bias", 0.1), ("beta", 0.1), ("classifier/kernel", 0.5415)):
         # Per example of the batch, as in a loss that is summed over it.
         per_example = fast94.learning_rate * fast94.learning_rate_scales[name]
         assert per_example / fast94.learning_rate_examples == pytest.approx(rate)

@@ -136,7 +136,7 @@ def test_a_pipe_in_place_of_a_file_is_refused(tmp_path):
     ):
         with pytest.raises(DataError, match="it is no ordinary file"):
             read()
-    assert not cache.is_verified(tmp_path, {"a": [1, 2]})
+    assert not cache.is_verified(tmp_path, [cache.Mark(1, 2, 3, 4, 5, "a")])
 
 
 # --- JSON ---------------------------------------------------------------------------------
@@ -535,15 +535,21 @@ def test_outputs_that_are_none(tmp_path, shape, dtype):
 
 @pytest.mark.parametrize(
     "files",
-    [[1], {"a": 1}, {"a": [1]}, {"a": [1, 2.0]}, {"a": [True, 1]}, {"a": [[[[1]]], 2]}, "x", None],
+    [
+        *([1], ["a"], [[1, 2, 3, 4, "a"]], [[1, 2, 3, 4, 5.0, "a"]], [[True, 2, 3, 4, 5, "a"]]),
+        *([[1, 2, 3, 4, 5, 6]], [[1, 2, 3, 4, 5, "a" * 201]], [[1, 2, 3, 4, 5, "\n"]]),
+        *([[1, 2, 3, 4, 5, "\u00e9"]], [[1 << 128, 2, 3, 4, 5, "a"]], [[[[[1]]], 2]]),
+        *({"a": [1, 2, 3, 4, 5, "a"]}, "x", None),
+    ],
 )
 def test_a_cache_that_says_anything(tmp_path, files):
-    (tmp_path / "verified.json").write_text(json.dumps({"version": 1, "files": files}))
-    assert not cache.is_verified(tmp_path, {"a": [1, 2]})
-    cache.remember_verified(tmp_path, {"b": [3, 4]})
-    assert cache.is_verified(tmp_path, {"b": [3, 4]})
+    (tmp_path / "verified.json").write_text(json.dumps({"version": 2, "files": files}))
+    assert not cache.is_verified(tmp_path, [cache.Mark(1, 2, 3, 4, 5, "a")])
+    new = cache.Mark(6, 7, 8, 9, -10, "b")
+    cache.remember_verified(tmp_path, [new])
+    assert cache.is_verified(tmp_path, [new])
     kept = json.loads((tmp_path / "verified.json").read_text())
-    assert kept == {"version": 1, "files": {"b": [3, 4]}}
+    assert kept == {"version": 2, "files": [[6, 7, 8, 9, -10, "b"]]}
 
 
 # --- the sources ----------------------------------------------------------------------------

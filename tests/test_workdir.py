@@ -1,6 +1,7 @@
 """A run's folder: who may use it, and that nothing in it is overwritten."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -92,6 +93,59 @@ def test_a_damaged_recipe(tmp_path, text):
     with pytest.raises(DataError, match=r"recipe\.json' (is not readable JSON|must hold a JSON)"):
         Workdir(tmp_path).open(RECIPE, resume=True)
     assert contents(tmp_path) == before
+
+
+def test_a_folder_that_was_removed_is_made_anew(tmp_path):
+    folder = tmp_path / "run"
+    workdir = Workdir(folder)
+    workdir.ensure()
+    assert not folder.exists()  # it has not been opened
+    workdir.open(RECIPE)
+    before = contents(folder)
+    workdir.ensure()
+    assert contents(folder) == before
+    resumed = Workdir(folder)
+    resumed.open(RECIPE, resume=True)
+    for each in (workdir, resumed):
+        shutil.rmtree(folder)
+        with pytest.warns(UserWarning, match=r"workdir '.*run' was removed.*it is made anew"):
+            each.ensure()
+        assert contents(folder) == before
+        each.ensure()
+
+
+def test_a_folder_that_holds_another_run_by_now(tmp_path):
+    workdir = Workdir(tmp_path / "run")
+    workdir.open(RECIPE)
+    shutil.rmtree(tmp_path / "run")
+    Workdir(tmp_path / "run").open({**RECIPE, "epochs": 3.0})
+    with pytest.raises(WorkdirError, match="run' holds another run by now: nothing more"):
+        workdir.ensure()
+    (tmp_path / "run" / "recipe.json").write_text("{")
+    with pytest.raises(WorkdirError, match=r"cannot write to workdir .*is not readable JSON"):
+        workdir.ensure()
+    assert contents(tmp_path) == {"recipe.json": b"{"}
+
+
+def test_a_folder_that_cannot_be_made_anew(tmp_path):
+    workdir = Workdir(tmp_path / "run")
+    workdir.open(RECIPE)
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(WorkdirError, match="cannot write to workdir"):
+        workdir.ensure()
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_what_a_finished_run_lacks(tmp_path):
+    workdir = Workdir(tmp_path)
+    workdir.open(RECIPE)
+    files = ["metrics.jsonl", "test_outputs.npy", "summary.json", "checkpoints/a"]
+    assert workdir.missing(tmp_path / "checkpoints" / "a") == files
+    (tmp_path / "checkpoints").mkdir()
+    for name in files:
+        (tmp_path / name).write_text("")
+    assert workdir.missing(tmp_path / "checkpoints" / "a") == []
 
 
 def test_json_files_come_back(tmp_path):

@@ -1,7 +1,7 @@
 """The project's cache: where it lies, and which checks are remembered in it.
 
     folder = cache.cache_folder()  # $CIFARFLOW_CACHE, $XDG_CACHE_HOME/cifarflow, ~/.cache/cifarflow
-    marks = cache.fingerprint(files)
+    marks = cache.fingerprint({path: md5})
     if not cache.is_verified(folder, marks):
         ...  # compute checksums
         cache.remember_verified(folder, marks)
@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from cifarflow.files import replacing
 from cifarflow.untrusted import parse_json, read_bytes
@@ -23,10 +24,32 @@ from cifarflow.untrusted import parse_json, read_bytes
 _VERIFIED_NAME = "verified.json"
 # Old entries, of files long gone, leave first.
 _MOST_ENTRIES = 500
-# Ten times what as many entries take.
+# Five times what as many entries take.
 _VERIFIED_BYTES_LIMIT = 1_000_000
+_EXPECTED_LIMIT = 200
 
-Fingerprint = dict[str, list[int]]
+
+class Mark(NamedTuple):
+    """A file as it was when it was checked, and what it was checked to be.
+
+    Names and links may lead from one file to another, so it goes by none of them.  One that was
+    found to be what belongs in one place is not thereby what belongs in another.
+
+    Attributes:
+      device: number of the file system.
+      inode: number of the file there, the same under all its names.
+      size: in bytes.
+      mtime_ns: when its content was last changed; anybody may set it back.
+      ctime_ns: when anything of it was, its mtime for one; nobody sets that.
+      expected: what it was held against: the md5 of the batch that it is, for example.
+    """
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    expected: str
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -44,49 +67,63 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     return Path(root) / "cifarflow"
 
 
-def fingerprint(files: Iterable[Path]) -> Fingerprint:
-    """Returns {real path: [size, mtime in ns]} of `files`: equal as long as nobody writes them.
+def fingerprint(expected: Mapping[Path, str]) -> list[Mark]:
+    """Returns the marks of files: equal as long as nobody changes them, or puts others there.
+
+    Args:
+      expected: the files, and what each is to be, in words of at most 200 printable ASCII letters.
 
     Raises:
       OSError: if a file is gone.
     """
-    marks = {}
-    for file in files:
-        status = file.stat()
-        marks[os.path.realpath(file)] = [status.st_size, status.st_mtime_ns]
+    marks = []
+    for path, what in expected.items():
+        found = path.stat()
+        times = (found.st_mtime_ns, found.st_ctime_ns)
+        marks.append(Mark(found.st_dev, found.st_ino, found.st_size, *times, what))
     return marks
 
 
-def is_verified(folder: Path, marks: Fingerprint) -> bool:
+def is_verified(folder: Path, marks: Iterable[Mark]) -> bool:
     """Tells whether all of `marks` were remembered, unchanged since."""
-    known = _read_verified(folder)
-    return bool(marks) and all(known.get(path) == mark for path, mark in marks.items())
+    wanted = set(marks)
+    return bool(wanted) and wanted <= set(_read_verified(folder))
 
 
-def remember_verified(folder: Path, marks: Fingerprint) -> None:
+def remember_verified(folder: Path, marks: Iterable[Mark]) -> None:
     """Remembers that the content of these files was checked; a read-only cache is no error."""
-    known = _read_verified(folder)
-    for path in marks:
-        known.pop(path, None)
-    known.update(marks)
-    kept = dict(list(known.items())[-_MOST_ENTRIES:])
+    marks = list(marks)
+    files = {(mark.device, mark.inode) for mark in marks}
+    known = [mark for mark in _read_verified(folder) if (mark.device, mark.inode) not in files]
+    kept = [*known, *marks][-_MOST_ENTRIES:]
     with suppress(OSError), replacing(folder / _VERIFIED_NAME) as file:
-        file.write(json.dumps({"version": 1, "files": kept}, indent=1).encode())
+        file.write(json.dumps({"version": 2, "files": kept}, indent=1).encode())
 
 
-def _read_verified(folder: Path) -> Fingerprint:
+def _read_verified(folder: Path) -> list[Mark]:
     try:
         content = parse_json(read_bytes(folder / _VERIFIED_NAME, limit=_VERIFIED_BYTES_LIMIT))
     except (OSError, ValueError):
-        return {}  # not there, or damaged: everything is simply checked again
-    if not isinstance(content, dict) or content.get("version") != 1:
-        return {}
+        return []  # not there, or damaged: everything is simply checked again
+    # Version 1 went by path, size and mtime: what it knew may since be another file.
+    if not isinstance(content, dict) or content.get("version") != 2:
+        return []
     files = content.get("files")
-    if not isinstance(files, dict):
-        return {}
-    return {path: mark for path, mark in files.items() if _is_mark(mark)}
+    if not isinstance(files, list):
+        return []
+    return [Mark(*values) for values in files if _is_mark(values)]
 
 
-def _is_mark(mark: object) -> bool:
-    """Whether this is a size and a time, and can be written again."""
-    return isinstance(mark, list) and len(mark) == 2 and all(type(part) is int for part in mark)
+def _is_mark(values: object) -> bool:
+    """Whether these are a mark's, and short enough to be written again."""
+    if not isinstance(values, list) or len(values) != len(Mark._fields):
+        return False
+    *numbers, expected = values
+    if not all(type(number) is int and abs(number) < 1 << 128 for number in numbers):
+        return False
+    return (
+        isinstance(expected, str)
+        and len(expected) <= _EXPECTED_LIMIT
+        and expected.isascii()
+        and expected.isprintable()
+    )

@@ -10,8 +10,9 @@ prepared by TensorFlow Datasets; a download through TensorFlow Datasets.  A sour
 named (the first two) and that holds nothing is an error, and so is damaged data anywhere: only
 what is not there at all is passed over.
 
-Checksums are computed once.  The result is remembered in the project's cache by each file's path,
-size and time of change, and formats that are slow to read leave a decoded copy there.
+Checksums are computed once.  The result is remembered in the project's cache by each file's number
+(inode), size, times of change and what it was found to be, whatever names or links lead to it; and
+formats that are slow to read leave a decoded copy there.
 """
 
 from __future__ import annotations
@@ -160,10 +161,9 @@ def _download(cache: Path, allowed: bool, timeout_seconds: float) -> formats.Fou
 
 
 def _read(found: formats.Found, cache: Path, verify: bool) -> formats.Arrays:
-    # Taken before reading: a file that is changed meanwhile must be checked again next time.
-    marks = cache_lib.fingerprint(found.files)
     if not verify:
         return formats.read(found, verify=False)
+    marks = _marks(found)
     is_known = cache_lib.is_verified(cache, marks)
     copy = formats.Found("npz", cache / _COPY_NAME, (cache / _COPY_NAME,))
     is_slow = found.kind in _SLOW_KINDS
@@ -171,13 +171,23 @@ def _read(found: formats.Found, cache: Path, verify: bool) -> formats.Arrays:
         # Everything that passed verification has the same bytes, so the copy stands for it.
         # A copy that is gone or no longer as it was written is made anew below.
         with suppress(OSError):
-            if cache_lib.is_verified(cache, cache_lib.fingerprint(copy.files)):
+            if cache_lib.is_verified(cache, _marks(copy)):
                 return formats.read(copy, verify=False)
     arrays = formats.read(found, verify=not is_known)
-    if not is_known:
+    is_same = False
+    with suppress(OSError):
+        is_same = _marks(found) == marks
+    # What was changed meanwhile may not be what was read, or not what was known.
+    if is_known and not is_same:
+        return formats.read(found)
+    if not is_known and is_same:
         cache_lib.remember_verified(cache, marks)
     if is_slow:
         with suppress(OSError):  # no room or no right to write: the next load is slower, no more
             formats.write_npz(copy.path, arrays)
-            cache_lib.remember_verified(cache, cache_lib.fingerprint(copy.files))
+            cache_lib.remember_verified(cache, _marks(copy))
     return arrays
+
+
+def _marks(found: formats.Found) -> list[cache_lib.Mark]:
+    return cache_lib.fingerprint(formats.expected_of(found))

@@ -245,6 +245,20 @@ def read(found: Found, *, verify: bool = True) -> Arrays:
     return reader(found, verify)
 
 
+def expected_of(found: Found) -> dict[Path, str]:
+    """Returns what `read` verifies of each file: what it must be to be in its place.
+
+    That is the md5 of a batch, of which each has its own; of the others the sha256 of all arrays
+    together, and with it a shard's name, which says what of them is in it.
+    """
+    if found.kind in ("python", "binary"):
+        table = {**PYTHON_BATCHES, **PYTHON_META, **BINARY_BATCHES}
+        return {path: table[path.name] for path in found.files}
+    if found.kind == "tfds":
+        return {path: f"{ARRAYS_SHA256} {path.name}" for path in found.files}
+    return dict.fromkeys(found.files, ARRAYS_SHA256)
+
+
 def digest(arrays: Arrays) -> str:
     """Returns the sha256 of the images and labels of both splits, in hexadecimal."""
     sha256 = hashlib.sha256()

@@ -20,7 +20,7 @@ import tensorflow as tf
 from cifarflow.data.pipeline import evaluation_batches
 from cifarflow.data.splits import Dataset
 from cifarflow.device import describe_device, prepare_gpus
-from cifarflow.errors import ConfigError, DataError, NonFiniteError, check_choice
+from cifarflow.errors import ConfigError, DataError, NonFiniteError, WorkdirError, check_choice
 from cifarflow.evaluation.metrics import accuracy, confusion_matrix, per_class_accuracy
 from cifarflow.evaluation.predict import predict
 from cifarflow.recipes.build import (
@@ -107,7 +107,8 @@ def train_recipe(
     Raises:
       ConfigError: if a value is out of range, or does not fit the data.
       DataError, DataNotFoundError: see `load_data`.
-      WorkdirError: if workdir cannot be written, or holds another run.
+      WorkdirError: if workdir cannot be written, or holds another run; or if it was removed
+        meanwhile and, at the end, lacks what could not be written again.
       CheckpointError: if the checkpoint to resume from is damaged.
       ContractError: if `check` finds a fault.
       NonFiniteError: if the loss, a gradient or a weight is not finite, see `train`.
@@ -148,12 +149,12 @@ def train_recipe(
     history = History(tags=tags)
     if folder is not None:
         there = folder.open(recipe.to_json(), resume=resume)
-        checkpoints = Checkpoints(folder.checkpoints)
+        checkpoints = Checkpoints(folder.checkpoints, prepare=folder.ensure)
         capsules = Capsules(folder.capsules, recipe=recipe.to_json())
         if there and folder.metrics.exists():
-            history = History.load(folder.metrics, tags=tags)
+            history = History.load(folder.metrics, tags=tags, prepare=folder.ensure)
         else:
-            history = History(folder.metrics, tags=tags)
+            history = History(folder.metrics, tags=tags, prepare=folder.ensure)
         if profile is not None:
             _profile(
                 folder.path / "profile",
@@ -219,9 +220,20 @@ def train_recipe(
     summary = _summary(recipe, dataset, run, loss_fn, outputs)
     history.flush()
     summary["total_seconds"] = round(time.perf_counter() - started, 3)
-    if folder is not None:
+    if folder is not None and checkpoints is not None:
         folder.write_test_outputs(outputs)
         folder.write_json("summary.json", summary)
+        asked = {"tensorboard": tensorboard, "profile": profile is not None}
+        paths = [folder.path / name for name in asked if asked[name]]
+        lost = folder.missing(checkpoints.path(summary["steps"]), *paths)
+        best = checkpoints.lost_best()
+        if best is not None:
+            lost.append(f"the best checkpoint, of step {best}")
+        if lost:
+            raise WorkdirError(
+                f"workdir {str(workdir)!r} lacks {', '.join(lost)}, removed while the run went on: "
+                "all else is there; to have that too, run it again in another folder"
+            )
     path = folder.path if folder is not None else None
     return Run(model, history, summary, path, test_outputs=outputs)
 

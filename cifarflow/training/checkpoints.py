@@ -59,14 +59,25 @@ class Checkpoints:
     Args:
       directory: the folder; made at the first save.
       keep: how many of the newest files stay; older ones are removed after a save.
+      prepare: called before a file is written, such as `Workdir.ensure`, perhaps in another thread;
+        the WorkdirError that it may raise is as if the file could not be.
 
     Raises:
       ConfigError: if keep is not a whole number >= 1.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, keep: int = 2) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep: int = 2,
+        prepare: Callable[[], object] = lambda: None,
+    ) -> None:
         self.directory = pathlib.Path(directory)
         self._keep = check_int("keep", keep)
+        self._prepare = prepare
+        # Step and score of the best that was ever written or found.
+        self._best: tuple[int, float] | None = None
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
 
@@ -203,7 +214,10 @@ class Checkpoints:
           WorkdirError: if the last one could not be written; once.
         """
         if self._writer is not None:
-            self._writer.join()
+            # Ctrl-C in the middle of its start leaves it as if not started.  If it was, the process
+            # does not end before it.
+            with suppress(RuntimeError):
+                self._writer.join()
             self._writer = None
         failure, self._failure = self._failure, None
         if failure is not None:
@@ -211,6 +225,7 @@ class Checkpoints:
 
     def _write(self, header: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
         """Writes a file, to the best as well if it is that, and removes the oldest."""
+        self._prepare()
         header["sha256"] = sha256_of(header, arrays)
         path = self.path(header["step"])
         members: dict[str, Any] = {f"{i:04d}": array for i, array in enumerate(arrays)}
@@ -221,6 +236,8 @@ class Checkpoints:
         for target in [self.best_path] * is_best + [path]:
             with replacing(target, what="checkpoint") as file:
                 np.savez(file, **members)
+        if is_best:
+            self._note_best(header)
         with suppress(OSError):
             for old in self.steps()[: -self._keep]:
                 if old != header["step"]:
@@ -231,10 +248,33 @@ class Checkpoints:
 
     def _best_score(self) -> float:
         try:
-            score = _read(self.best_path)[0]["score"]
-        except CheckpointError:
+            header = _read(self.best_path)[0]
+        except CheckpointError as error:
+            if self._best is not None:
+                warnings.warn(
+                    f"{error}: it was that of step {self._best[0]}, and the best of those to come "
+                    "takes its place",
+                    stacklevel=2,
+                )
             return math.inf
-        return math.inf if score is None else float(score)
+        self._note_best(header)
+        return math.inf if header["score"] is None else float(header["score"])
+
+    def _note_best(self, header: Mapping[str, Any]) -> None:
+        score = header["score"]
+        if score is not None and (self._best is None or score < self._best[1]):
+            self._best = (header["step"], score)
+
+    def lost_best(self) -> int | None:
+        """The step of the best checkpoint that was, if that is gone and none as good has come."""
+        if self._best is None:
+            return None
+        step, score = self._best
+        try:
+            found = _read(self.best_path)[0]["score"]
+        except CheckpointError:
+            return step
+        return step if found is None or found > score else None
 
     def restore(self, step: int, variables: Sequence[Any]) -> dict[str, Any]:
         """Reads one checkpoint, verifies it, and only then sets the variables.

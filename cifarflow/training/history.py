@@ -6,7 +6,8 @@
 
 A row is {"step", "epoch", "split", "loss", "accuracy", "learning_rate", "images_per_second"} and
 the tags; what an event does not have is null.  Each row is in the file when `add` returns, unless
-that cannot be written: then it is with the next row that can, or `flush` raises.
+that cannot be written: then it is with the next row that can, or `flush` raises.  A log that
+was removed meanwhile is written again from its first row.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class History:
     Args:
       path: a JSONL file that each row is appended to; None keeps the rows in memory only.
       tags: keys and values written into every row.
+      prepare: called before the file is written, such as `Workdir.ensure`; the WorkdirError that it
+        may raise is as if the file could not be.
 
     Attributes:
       rows: all rows so far, oldest first.
@@ -46,12 +49,17 @@ class History:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str] | None = None, *, tags: Mapping[str, Any] | None = None
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        tags: Mapping[str, Any] | None = None,
+        prepare: Callable[[], object] = lambda: None,
     ) -> None:
         self.rows: list[Row] = []
         self.listeners: list[Callable[[Row], None]] = []
         self._path = pathlib.Path(path) if path is not None else None
         self._tags = dict(tags or {})
+        self._prepare = prepare
         self._unwritten: list[Row] = []
 
     def add(
@@ -103,20 +111,24 @@ class History:
             listener(row)
 
     def flush(self) -> None:
-        """Writes the rows that could not be written before.
+        """Writes the rows that could not be written before, and all if the file was removed.
 
         Raises:
           WorkdirError: if they still cannot.
         """
-        if self._path is None or not self._unwritten:
+        if self._path is None or not self.rows:
             return
-        text = "".join(json.dumps(row) + "\n" for row in self._unwritten)
+        self._prepare()
+        if not self._unwritten and os.path.exists(self._path):
+            return
         try:
             # Unbuffered: what was written is known when it fails.
             with self._path.open("ab", buffering=0) as file:
                 end = file.seek(0, os.SEEK_END)
+                # Where nothing is, those that were written before are gone.
+                rows = self._unwritten if end else self.rows
                 try:
-                    data = text.encode()
+                    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
                     while data:
                         data = data[file.write(data) :]
                 except OSError:
@@ -161,14 +173,23 @@ class History:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, tags: Mapping[str, Any] | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        tags: Mapping[str, Any] | None = None,
+        prepare: Callable[[], object] = lambda: None,
     ) -> History:
         """Reads a log back; a last line cut short by a crash is dropped.
+
+        Args:
+          path: the file, which later rows are appended to.
+          tags: of later rows.
+          prepare: called before the file is written.
 
         Raises:
           DataError: if the file cannot be read, or another line is not a row.
         """
-        history = cls(path, tags=tags)
+        history = cls(path, tags=tags, prepare=prepare)
         name = repr(str(path))
         with (
             reading(name, failing="is not a readable log of a run"),

@@ -24,6 +24,7 @@ def tensorboard_writer(directory: pathlib.Path) -> Callable[[dict[str, Any]], No
       A function of a row.
     """
     writers: dict[str, Any] = {}
+    written: dict[str, list[dict[str, Any]]] = {}
     # What `tf.summary.scalar` writes; that function itself needs TensorBoard to be installed,
     # which TensorFlow no longer brings.
     plugin = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
@@ -31,12 +32,21 @@ def tensorboard_writer(directory: pathlib.Path) -> Callable[[dict[str, Any]], No
 
     def write(row: dict[str, Any]) -> None:
         split = row["split"]
-        if split not in writers:
-            writers[split] = tf.summary.create_file_writer(str(directory / split))
-        with writers[split].as_default(step=row["step"]):
-            for key in ("loss", "accuracy", "learning_rate", "images_per_second"):
-                if row[key] is not None:
-                    tf.summary.write(key, tf.constant(row[key], tf.float32), metadata=metadata)
+        folder = directory / split
+        rows = written.setdefault(split, [])
+        rows.append(row)
+        new = [row]
+        # Into files that were removed TensorFlow writes on without a word.  Where the run's folder
+        # cannot be made anew, the log has said so.
+        if split not in writers or (not folder.is_dir() and directory.parent.is_dir()):
+            writers[split] = tf.summary.create_file_writer(str(folder))
+            new = rows
+        for each in new:
+            with writers[split].as_default(step=each["step"]):
+                for key in ("loss", "accuracy", "learning_rate", "images_per_second"):
+                    if each[key] is not None:
+                        value = tf.constant(each[key], tf.float32)
+                        tf.summary.write(key, value, metadata=metadata)
         writers[split].flush()
 
     return write

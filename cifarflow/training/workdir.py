@@ -14,6 +14,10 @@ In the folder are
     summary.json        what came of it
 
 The summary is written last: a folder that has it holds a finished run.
+
+Somebody may remove the folder while its run goes on.  Whoever writes into it calls `ensure` before
+that, which makes it anew; the log is then written from its beginning, and at the end of the run
+`missing` says what could not be.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -59,6 +64,7 @@ class Workdir:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = pathlib.Path(path).expanduser()
+        self._recipe: Mapping[str, Any] | None = None
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -109,11 +115,10 @@ class Workdir:
                     "it is unclear whose run it holds; give another folder"
                 )
             self.write_json("recipe.json", recipe)
+            self._recipe = recipe
             return False
-        keys = sorted(set(found) | set(recipe))
-        wrong = [key for key in keys if found.get(key) != recipe.get(key)]
-        if wrong:
-            key = wrong[0]
+        key = _first_difference(found, recipe)
+        if key is not None:
             raise WorkdirError(
                 f"workdir {str(self.path)!r} holds a run with {one_line(key, length=60)}="
                 f"{shown(found.get(key))}, not {shown(recipe.get(key))}: give another folder"
@@ -123,7 +128,46 @@ class Workdir:
                 f"workdir {str(self.path)!r} holds a run of this recipe already: "
                 "add --resume (resume=True) to go on with it, or give another folder"
             )
+        self._recipe = recipe
         return True
+
+    def ensure(self) -> None:
+        """Makes the folder anew if it was removed since `open`; to be called before each write.
+
+        Warns:
+          If it was.
+
+        Raises:
+          WorkdirError: if that is not possible, or the folder holds another run by now.
+        """
+        if self._recipe is None:
+            return
+        try:
+            found = self.read_json("recipe.json")
+        except DataError as error:
+            raise WorkdirError(f"cannot write to workdir {str(self.path)!r}: {error}") from error
+        if found is None:
+            self.write_json("recipe.json", self._recipe)
+            warnings.warn(
+                f"workdir {str(self.path)!r} was removed, or its files were: it is made anew, with "
+                "the whole log; what else was in it is lost",
+                stacklevel=2,
+            )
+        elif _first_difference(found, self._recipe) is not None:
+            raise WorkdirError(
+                f"workdir {str(self.path)!r} holds another run by now: nothing more of this one is "
+                "written into it"
+            )
+
+    def missing(self, *paths: pathlib.Path) -> list[str]:
+        """What a finished run should have and this one has not, by name.
+
+        Args:
+          *paths: files and folders in this folder beside recipe, log, test outputs and summary.
+        """
+        names = ("recipe.json", "metrics.jsonl", "test_outputs.npy", "summary.json")
+        every = [*(self.path / name for name in names), *paths]
+        return [str(path.relative_to(self.path)) for path in every if not path.exists()]
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Reads one of the folder's JSON files; None if it is not there.
@@ -205,6 +249,12 @@ class Workdir:
         """
         with replacing(self.path / name) as file:
             file.write((json.dumps(value, indent=2) + "\n").encode())
+
+
+def _first_difference(found: Mapping[str, Any], recipe: Mapping[str, Any]) -> str | None:
+    """The first key, by name, in which two recipes differ; None if they do not."""
+    keys = sorted(set(found) | set(recipe))
+    return next((key for key in keys if found.get(key) != recipe.get(key)), None)
 
 
 def _is_as_it_must_be(key: str, value: object) -> bool:
