@@ -353,6 +353,16 @@ def test_of_equals_the_first_has_the_gradient_of_a_pool(monkeypatch):
     np.testing.assert_array_equal(*gradients)
 
 
+def test_a_nan_has_the_gradient_of_its_window(monkeypatch):
+    monkeypatch.setattr(fusion, "has_gpu", lambda: True)
+    images = tf.constant([[[[1.0], [math.nan]], [[3.0], [2.0]]]])
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        outputs = fusion._tiling_pool(L.MaxPooling2D(2))(images)
+    # On a CPU XLA's own maximum passes a NaN over.
+    assert tape.gradient(outputs, images).numpy().ravel().tolist() == [0.0, 1.0, 0.0, 0.0]
+
+
 def test_a_pool_on_a_gpu_of_another_kind_is_left_to_keras(monkeypatch):
     monkeypatch.setattr(fusion, "has_gpu", lambda: True)
     for pool in (L.MaxPooling2D(2, padding="same"), L.MaxPooling2D(3, strides=2)):

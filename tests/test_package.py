@@ -31,7 +31,7 @@ FLOORS = {
     "models": {"errors", "device"},
     "optimizers": {"errors", "device"},
     "training.step": {"errors", "models", "optimizers"},
-    "evaluation": {"errors", "device", "models"},
+    "evaluation": {"errors", "models"},
     "training": {"errors", "device", "files", "untrusted", "data", "training.step"},
     "recipes": {
         "errors",

@@ -139,30 +139,18 @@ def test_views_of_real_images(model, some_images):
 
 
 @pytest.mark.parametrize("tta", ["none", "mirror", "multicrop"])
-def test_by_xla_as_on_a_gpu_the_outputs_are_the_same(tta, model, some_images, monkeypatch):
-    images = some_images[0][:50]
-    plain = predict(model, images, batch_size=16, tta=tta, tta_share=0.3)
-    monkeypatch.setattr("cifarflow.evaluation.predict.has_gpu", lambda: True)
-    by_xla = predict(model, images, batch_size=16, tta=tta, tta_share=0.3)
+def test_by_xla_the_outputs_are_the_same(tta, model, some_images):
+    options = {"batch_size": 16, "tta": tta, "tta_share": 0.3}
+    plain, by_xla = (
+        predict(model, some_images[0][:50], **options, jit_compile=jit) for jit in (False, True)
+    )
     np.testing.assert_allclose(by_xla, plain, rtol=1e-4, atol=1e-4)
 
 
-def test_a_layer_that_xla_cannot_compile_is_not_given_to_it(some_images, monkeypatch):
-    class Unsupported(keras.layers.Layer):
-        def __init__(self):
-            super().__init__()
-            self.supports_jit = False
-
-        def call(self, inputs):
-            return tf.numpy_function(lambda x: x.mean((1, 2)), [inputs], tf.float32)
-
-        def compute_output_shape(self, shape):
-            return (shape[0], shape[-1])
-
-    monkeypatch.setattr("cifarflow.evaluation.predict.has_gpu", lambda: True)
-    inputs = keras.Input((32, 32, 3))
-    outputs = predict(keras.Model(inputs, Unsupported()(inputs)), some_images[0][:3])
-    np.testing.assert_allclose(outputs, some_images[0][:3].mean((1, 2)), rtol=1e-5)
+@pytest.mark.parametrize("bad", ["auto", None, 1])
+def test_jit_compile_must_be_true_or_false(bad, model):
+    with pytest.raises(ConfigError, match=f"jit_compile must be True or False, not {bad!r}"):
+        Predictor(model, jit_compile=bad)
 
 
 @pytest.mark.parametrize("tta", ["mirror", "multicrop"])
@@ -285,8 +273,7 @@ def test_what_is_compiled_is_all_that_a_call_needs(
     predictor = Predictor(model, tta=tta, tta_share=share, batch_size=batch_size)
     predictor.compile((6, 9, 3), num_images=count)
     assert model.traced == [(None, 6, 9, 3)]
-    views = {"none": 1, "mirror": 2, "multicrop": 6}[tta]
-    assert sorted(model.sizes) == sorted(views * list(sizes))
+    assert sorted(model.sizes) == sorted(sizes)
     model.sizes.clear()
     predictor(wide_images[:count])
     predictor(wide_images[:count])

@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from cifarflow.device import has_gpu
-from cifarflow.errors import DataError, check_choice, check_float, check_int
+from cifarflow.errors import ConfigError, DataError, check_choice, check_float, check_int
 from cifarflow.models.fusion import fuse
 from cifarflow.models.layers import check_image_shape
 from cifarflow.models.registry import released_gradients
@@ -59,6 +58,7 @@ def predict(
     batch_size: int = 500,
     tta: str = "none",
     tta_share: float = 1.0,
+    jit_compile: bool = False,
 ) -> np.ndarray:
     """Runs a model in inference mode over an array of images, with test-time augmentation or not.
 
@@ -77,13 +77,15 @@ def predict(
         images, at least one.  These are the images of least confidence, which is the largest
         probability after the plain view; of equals the first.  The others keep the plain view's
         outputs, and so do all of them without `tta`.
+      jit_compile: whether XLA compiles the model, which it then does for each size of batch; it
+        saves a GPU the launches of many kernels.
 
     Returns:
       Outputs [N, num_classes] float32: logits, or whatever the model ends in.
 
     Raises:
-      ConfigError: if batch_size is not a whole number >= 1, tta not known, or tta_share out of
-        range.
+      ConfigError: if batch_size is not a whole number >= 1, tta not known, tta_share out of range,
+        or jit_compile neither True nor False.
       DataError: if the images are not of the shape and dtype that the model takes, or too small
         to shift.
 
@@ -91,7 +93,10 @@ def predict(
       averages in the same way; the share of the least confident is of Hiverge's cifar10-speedrun
       (2025), 1/4 there.
     """
-    return Predictor(model, batch_size=batch_size, tta=tta, tta_share=tta_share)(images)
+    predictor = Predictor(
+        model, batch_size=batch_size, tta=tta, tta_share=tta_share, jit_compile=jit_compile
+    )
+    return predictor(images)
 
 
 class Predictor:
@@ -105,18 +110,28 @@ class Predictor:
       batch_size: images a call of the model.
       tta: test-time augmentation.
       tta_share: which share of the images gets all views.
+      jit_compile: whether XLA compiles the model.
 
     Raises:
       ConfigError: as `predict`.
     """
 
     def __init__(
-        self, model: Any, *, batch_size: int = 500, tta: str = "none", tta_share: float = 1.0
+        self,
+        model: Any,
+        *,
+        batch_size: int = 500,
+        tta: str = "none",
+        tta_share: float = 1.0,
+        jit_compile: bool = False,
     ) -> None:
         self._model = model
         self._batch_size = check_int("batch_size", batch_size)
         self._tta = check_choice("tta", tta, _VIEWS)
         self._share = check_float("tta_share", tta_share, maximum=1.0, above_minimum=True)
+        if not isinstance(jit_compile, bool):
+            raise ConfigError(f"jit_compile must be True or False, not {jit_compile!r}")
+        self._jit_compile = jit_compile
         # By the images' (H, W, C).
         self._forwards: dict[tuple[int, ...], Callable[..., Any]] = {}
 
@@ -152,8 +167,7 @@ class Predictor:
         """Does, once and without any images, what the first call takes longer for.
 
         It traces the model and runs each size of batch that the call will have over black images,
-        in every view, since kernels choose their way of working at a size's first use, and XLA
-        compiles for each size and each shift.
+        since kernels choose their way of working, and XLA compiles, at a size's first use.
 
         Args:
           image_shape: (H, W, C) of the images to come.
@@ -172,8 +186,7 @@ class Predictor:
         images = np.zeros((max(sizes), *shape), np.uint8)
         self._check_images(images)
         for size in sorted(sizes - {0}):
-            for view in _VIEWS[self._tta]:
-                self._outputs_of(images[:size], view)
+            self._outputs_of(images[:size], _VIEWS[self._tta][0])
 
     def _check_images(self, images: np.ndarray) -> None:
         # None is any size, and a subclassed model does not know its input's shape.
@@ -204,7 +217,9 @@ class Predictor:
         shape = images.shape[1:]
         if shape not in self._forwards:
             shifts = self._tta == "multicrop"
-            self._forwards[shape] = _make_forward(self._model, shape, shifts=shifts)
+            self._forwards[shape] = _make_forward(
+                self._model, shape, shifts=shifts, jit_compile=self._jit_compile
+            )
         forward, size = self._forwards[shape], self._batch_size
         batches = (images[i : i + size] for i in range(0, len(images), size))
         where = [tf.constant(value) for value in view[1:]]
@@ -213,24 +228,24 @@ class Predictor:
         return np.array(tf.concat(outputs, 0))
 
 
-def _make_forward(model: Any, shape: tuple[int, ...], *, shifts: bool) -> Callable[..., Any]:
+def _make_forward(
+    model: Any, shape: tuple[int, ...], *, shifts: bool, jit_compile: bool
+) -> Callable[..., Any]:
     """Compiles the model's outputs for a view of a batch, traced once for all views and sizes."""
     infer = fuse(model, training=False)
 
     def forward(batch: Any, row: Any, column: Any, mirrored: Any) -> Any:
         if shifts:
             around = tf.pad(batch, [[0, 0], [1, 1], [1, 1], [0, 0]], "REFLECT")
-            # Not around[:, row : row + height]: XLA must know how large a slice is.
-            batch = tf.slice(around, [0, row, column, 0], [tf.shape(batch)[0], *shape])
-            batch = tf.ensure_shape(batch, [None, *shape])
+            # Not around[:, row : row + height]: XLA would compile anew for each place of a slice.
+            rows = tf.gather(around, row + tf.range(shape[0]), axis=1)
+            batch = tf.gather(rows, column + tf.range(shape[1]), axis=2)
         batch = tf.where(mirrored, batch[:, :, ::-1], batch)
         with released_gradients():
             return tf.cast(infer(batch), tf.float32)
 
-    # XLA saves a GPU the launches of many kernels; not every layer of a user's can be compiled so.
-    by_xla = has_gpu() and all(layer.supports_jit for layer in model._flatten_layers())
     # A batch of any size: the last one may be smaller.
-    return tf.function(forward, jit_compile=by_xla).get_concrete_function(
+    return tf.function(forward, jit_compile=jit_compile).get_concrete_function(
         tf.TensorSpec([None, *shape], tf.uint8),
         tf.TensorSpec([], tf.int32),
         tf.TensorSpec([], tf.int32),

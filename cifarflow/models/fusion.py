@@ -18,8 +18,8 @@ training or of evaluation is made of, layer by layer, where the layers are known
   only its gradient changes places with that of the pool.
 - A convolution followed by max pooling whose windows leave the last row and column out, as 2x2
   windows do of an odd side: those are not computed, on a CPU.
-- Max pooling by windows that lie side by side, on a GPU: as the maximum of a few slices, which XLA
-  makes one pass with what is around it; its own gradient of a pool visits window after window.
+- Max pooling by windows that lie side by side, on a GPU: as a maximum over two axes of the reshaped
+  images, which XLA makes one pass with what is around it, and its gradient as a comparison.
 - GELU and SiLU: one pass forward and one back, compiled by XLA, in place of a dozen.
 - The gradient of a convolution's filters, bfloat16 on a CPU without AMX: as a convolution of its
   own where the kernel made for it is slow, which it is on small images.  Where the activations are
@@ -143,7 +143,7 @@ def _choose_kernels(
         unread = _unread(node.operation, layer, tensor.shape)
         if activation in _RISING:
             kernels[before] = _without_activation(layer, unread)
-            kernels[index] = _activated_after(node.operation, layer, activation)
+            kernels[index] = _activated_after(node.operation, kernels[index], layer, activation)
         elif any(unread):
             kernels[before] = _convolution(layer, unread)
     return kernels
@@ -514,7 +514,9 @@ def _tiling_pool(layer: Any) -> Callable[[Any], Any]:
         values = windows(x)
         # The place of the largest; of equals the first has it all, as by TensorFlow's own kernels.
         numbers = tf.reshape(tf.range(rows * columns), [1, 1, rows, 1, columns, 1])
+        # So has a NaN, for whoever looks for where one comes from.
         is_largest = values == tf.reduce_max(values, [2, 4], keepdims=True)
+        is_largest |= tf.math.is_nan(values)
         first = tf.where(is_largest, numbers, rows * columns)
         first = tf.reduce_min(first, [2, 4], keepdims=True)
         upstream = upstream[:, :, None, :, None]
@@ -535,14 +537,12 @@ def _tiling_pool(layer: Any) -> Callable[[Any], Any]:
     return pool_images
 
 
-def _activated_after(pool: Any, layer: Any, activation: Any) -> Callable[[Any], Any]:
-    if _is_tiling_pool(pool) and has_gpu():
-        pooled = _tiling_pool(pool)
-        return lambda inputs: activation(pooled(inputs))
+def _activated_after(pool: Any, run_pool: Any, layer: Any, activation: Any) -> Callable[[Any], Any]:
+    """A pool, run as `_kernel_of` chose, and then the activation that was before it."""
     is_free = activation is keras.activations.relu and type(layer) is keras.layers.Conv2D
-    if is_free and pool.data_format == "channels_last":
+    if is_free and run_pool is pool and pool.data_format == "channels_last":
         return lambda inputs: tf.cast(_relu_and_pool(inputs, pool, layer), pool.compute_dtype)
-    return lambda inputs: activation(pool(inputs))
+    return lambda inputs: activation(run_pool(inputs))
 
 
 def _relu_and_pool(inputs: Any, pool: Any, convolution: Any) -> Any:
