@@ -17,8 +17,9 @@ our runs a process of its own runs some of its steps, whose time is multiplied b
 epochs; --notebook_full runs them all.
 
 `--compare=torch` is the same recipe, a speednet trained by Muon, by a PyTorch loop in a process of
-its own, as fast as one can be written; --torch_compile says how `torch.compile` is to help.  Its
-runs are timed by the same rule and compared as those of a recipe.
+its own: written in the style of airbench, in half precision and channels-last, with the images and
+their augmentation on the device; --torch_compile is the mode of `torch.compile`.  Its runs are
+timed by the same rule and compared as those of a recipe.
 """
 
 from __future__ import annotations

@@ -16,22 +16,25 @@ import importlib.util
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import harness
+import nets
 import trial_runs
 
 from cifarflow.data.augment import parse_augment
 from cifarflow.data.splits import Dataset
-from cifarflow.errors import ConfigError, check_choice
+from cifarflow.errors import ConfigError, check_choice, check_int
+from cifarflow.models.layers import check_sizes
 from cifarflow.optimizers.sgd import check_pattern
 from cifarflow.recipes.recipe import Recipe
 from cifarflow.trials import Trial, Trials
 
 COMPILE_CHOICES = ("auto", "none", "default", "reduce-overhead", "max-autotune")
 _SCRIPT = pathlib.Path(__file__).with_name("torch_trials.py")
-_ACTIVATIONS = ("relu", "gelu", "silu")
+# As `torch_trials.ACTIVATIONS`.
+ACTIVATIONS = ("relu", "gelu", "silu")
 _OPTIONS = (
     "widths",
     "convs_per_block",
@@ -55,9 +58,38 @@ _FIXED = {
 }
 _AUGMENTATIONS = ("flip", "altflip", "crop", "brightness", "contrast")
 _FROZEN = "whitening/bias"
-# One of each other kind of variable that is trained.
-_KERNEL = "block1_1_conv/kernel"
-_OTHERS = (_KERNEL, "block1_1_norm/beta", "classifier/kernel", "logits/kernel")
+
+
+class Paths(NamedTuple):
+    """The variables of a speednet that are trained, by their paths.
+
+    Attributes:
+      kernels: those of convolutions, which Muon trains.
+      others: all others.
+    """
+
+    kernels: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+def trained_paths(options: Mapping[str, Any]) -> Paths:
+    """What is trained of the speednet with these model_options.
+
+    Raises:
+      ConfigError: if widths are not sizes, or convs_per_block is no whole number >= 1.
+    """
+    widths = check_sizes("widths", options.get("widths", nets.SPEEDNET_WIDTHS))
+    convs = check_int("convs_per_block", options.get("convs_per_block", 2))
+    layers = [
+        f"block{block}_{number}"
+        for block in range(1, len(widths) + 1)
+        for number in range(1, convs + 1)
+    ]
+    head = "classifier/kernel" if options.get("logit_scale", 1 / 9) != 1 else "logits/kernel"
+    return Paths(
+        tuple(f"{layer}_conv/kernel" for layer in layers),
+        (_FROZEN, *(f"{layer}_norm/beta" for layer in layers), head),
+    )
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -75,17 +107,18 @@ def check_recipe(recipe: Recipe) -> None:
     for name in options:
         check_choice(f"model_options of a recipe for {flag}", name, _OPTIONS)
     check_choice(
-        f"activation of a recipe for {flag}", options.get("activation", "gelu"), _ACTIVATIONS
+        f"activation of a recipe for {flag}", options.get("activation", "gelu"), ACTIVATIONS
     )
     for part in parse_augment(recipe.augment):
         check_choice(f"augment of a recipe for {flag}", part, _AUGMENTATIONS)
+    paths = trained_paths(options)
     for part in recipe.freeze or {}:
         check_pattern("freeze's keys", part)
-        if any(re.search(part, path) for path in _OTHERS):
+        if [path for path in (*paths.kernels, *paths.others) if re.search(part, path)] != [_FROZEN]:
             raise ConfigError(f"{flag} needs a recipe that freezes {_FROZEN} alone, not {part!r}")
     for part, scale in (recipe.learning_rate_scales or {}).items():
         check_pattern("learning_rate_scales's keys", part)
-        if not scale or re.search(part, _KERNEL):
+        if not scale or any(re.search(part, path) for path in paths.kernels):
             raise ConfigError(
                 f"{flag} needs learning_rate_scales above 0, and none of convolutions, "
                 f"not {part!r}: {scale!r}"
@@ -148,7 +181,7 @@ class TorchPeer:
         if ours != theirs:
             raise RuntimeError(f"{self.name} does other steps, or of other images: {ours} {theirs}")
         print(
-            f"{self.name}: compiled in {facts['seconds_to_first_step']:.1f} s; torch "
+            f"{self.name}: compiled in {facts['compile_seconds']:.1f} s; torch "
             f"{facts['torch']}, {facts['precision']}, compile={facts['compile']}, "
             f"{facts['device']}",
             file=sys.stderr,
@@ -178,6 +211,6 @@ class TorchPeer:
         return {
             **trial_runs.to_json(self._trials, runs, self._dataset),
             "name": self.name,
-            "compile_seconds": self._facts["seconds_to_first_step"],
+            "compile_seconds": self._facts["compile_seconds"],
             "torch": {name: self._facts[name] for name in ("torch", "precision", "compile")},
         }

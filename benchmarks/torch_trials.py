@@ -6,17 +6,20 @@ The first line on stdin says what to run: recipe (the fields of a `Recipe`, none
 augment (its parts, as `parse_augment` returns them), read ("test" or "validation"), device ("cpu"
 or "gpu"), data_dir, compile (one of `COMPILE_MODES`).
 
-The loop is meant to be as fast as PyTorch allows, in the manner of the airbench speed records.
-Images stay on the device; an epoch is shuffled and augmented at once, by one gather of pixels.  On
-a GPU all but BatchNorm's parameters is float16, unscaled, which the loss, summed over the batch,
-allows; on a CPU it is float32 with bfloat16 by autocast.  Once training has begun nothing is read
-back before its end.  Model, optimiser and compiled step are made once and serve all seeds.
+The loop is written in the style of the airbench speed records.  What is done for speed: images stay
+on the device, channels last; an epoch is shuffled and augmented at once, by one gather of pixels;
+kernels of one shape are orthogonalised together; loss, update by Muon and evaluation are compiled
+as `compile` says; once training has begun nothing is read back before its end.  Of a recipe in half
+precision all but BatchNorm's parameters is float16 on a GPU, unscaled, which the loss, summed over
+the batch, allows, and on a CPU float32 with bfloat16 by autocast; Muon's products are in bfloat16.
+Model, optimiser and compiled step are made once and serve all seeds.
 
 Source: K. Jordan, airbench94_muon (2024), for what is done where; the code is this project's own.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
@@ -36,7 +39,7 @@ from cifarflow.data.dataset import load_data
 from cifarflow.errors import ConfigError, DataError, NonFiniteError
 
 COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
-_ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 _BATCH_NORM_EPSILON = 1e-12
 # Of the polynomial that each Newton-Schulz step applies to the singular values.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -45,6 +48,8 @@ _EPSILON = 1e-7
 _WHITENING_IMAGES, _WHITENING_EPSILON = 5_000, 5e-4
 # Images whose patches are in memory at once.
 _IMAGES_AT_ONCE = 1_000
+# A brightness is in units of that many of the 0..1 scale, see `cifarflow.data.augment`.
+_PIXEL_STD = 0.25
 _EVALUATED_AT_ONCE = {"cuda": 2_000, "cpu": 500}
 _WARM_UP_STEPS = 8
 # Weight, row and column of the crop in an image with one pixel around it, and whether it is
@@ -85,10 +90,11 @@ class Speednet(nn.Module):
         autocast: bool = False,
     ) -> None:
         super().__init__()
-        widths = tuple(options.get("widths", nets.SPEEDNET_WIDTHS))
+        widths = options.get("widths", nets.SPEEDNET_WIDTHS)
+        widths = widths if isinstance(widths, (list, tuple)) else (widths,)
         self._convs_per_block = options.get("convs_per_block", 2)
         self._residual = options.get("residual", False)
-        self._activation = _ACTIVATIONS[options.get("activation", "gelu")]
+        self._activation = ACTIVATIONS[options.get("activation", "gelu")]
         self._logit_scale = options.get("logit_scale", 1 / 9)
         self._logit_stddev = options.get("logit_stddev")
         self._autocast = autocast
@@ -320,7 +326,7 @@ class Optimizer:
       net: what to train.
       recipe: the recipe's fields.
       total_steps: of a run.
-      compile_mode: one of `COMPILE_MODES`; but for "none" the update by Muon is compiled.
+      compile_mode: one of `COMPILE_MODES`; but for "none" the update by Muon is compiled, too.
     """
 
     def __init__(
@@ -340,10 +346,10 @@ class Optimizer:
         device = self._weights[0].device
         self._peak, self._rate = rates.muon, torch.zeros((), device=device)
         self._momentum = recipe["muon_momentum"]
-        self._dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self._dtype = torch.float32 if recipe["precision"] == "float32" else torch.bfloat16
         self._muon_step: Any = muon_step
         if compile_mode != "none":
-            self._muon_step = torch.compile(muon_step, dynamic=False)
+            self._muon_step = torch.compile(muon_step, mode=compile_mode, dynamic=False)
         groups: list[dict[str, Any]] = [
             {"params": [net.trained[path] for path in paths], "lr": rate, "weight_decay": l2}
             for rate, l2, paths in rates.groups
@@ -401,6 +407,46 @@ def take(images: Any, examples: Any, rows: Any, columns: Any) -> Any:
     return images[examples[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
+@functools.cache
+def _statistics(device: Any) -> tuple[Any, Any]:
+    """Mean and standard deviation [3] of the channels on the 0..1 scale.
+
+    Made once: a device might have to wait for a copy from the host.
+    """
+    return torch.tensor(nets.MEAN, device=device), torch.tensor(nets.STD, device=device)
+
+
+def relight(images: Any, *, contrast: Any = None, brightness: Any = None) -> Any:
+    """What `cifarflow.data.augment` does to pixels on the 0..255 scale, of normalised images.
+
+    There an image's pixels keep their mean over all channels, and one number is added to all;
+    here mean and number are another in each channel.
+
+    Args:
+      images: [N, H, W, 3] normalised; is written over if there is no contrast.
+      contrast: [N] float32, the factor less 1; None for 0.
+      brightness: [N] float32, 1 for a quarter of the scale; None for 0.
+
+    Returns:
+      [N, H, W, 3] of the same dtype.
+    """
+    if contrast is None and brightness is None:
+        return images
+    mean, std = _statistics(images.device)
+    offset = torch.zeros(len(images), 1, device=images.device)
+    if brightness is not None:
+        offset = offset + _PIXEL_STD * brightness[:, None]
+    if contrast is not None:
+        means = images.mean((1, 2), dtype=torch.float32)
+        level = (means * std + mean).mean(1, keepdim=True)
+        # mean + std * new = level + (1 + contrast) * (mean + std * old - level) + offset
+        offset = offset + contrast[:, None] * (mean - level)
+    offset = (offset / std).to(images.dtype)[:, None, None, :]
+    if contrast is None:
+        return images.add_(offset)
+    return torch.addcmul(offset, images, (1 + contrast).to(images.dtype)[:, None, None, None])
+
+
 class Augment:
     """A recipe's augmentation of many normalised images at once, on their device.
 
@@ -446,25 +492,12 @@ class Augment:
             flip = torch.rand(count, device=device, generator=generator) < 0.5
         if flip is not None:
             columns = torch.where(flip[:, None], width - 1 - columns, columns)
-        images = take(images, examples, rows, columns)
-
-        def draw(strength: float) -> Any:
-            drawn = torch.rand(count, 1, 1, 1, device=device, generator=generator)
-            return strength * (2 * drawn - 1)
-
-        offset = torch.zeros(count, 1, 1, 1, device=device)
-        factor = None
-        if "contrast" in parts:
-            change = draw(parts["contrast"])
-            # factor * (pixel - mean) + mean
-            offset = -change * images.mean((1, 2, 3), dtype=torch.float32, keepdim=True)
-            factor = (1 + change).to(images.dtype)
-        if "brightness" in parts:
-            offset = offset + draw(parts["brightness"])
-        offset = offset.to(images.dtype)
-        if factor is not None:
-            return torch.addcmul(offset, images, factor)
-        return images.add_(offset) if "brightness" in parts else images
+        light = {
+            name: parts[name] * (2 * torch.rand(count, device=device, generator=generator) - 1)
+            for name in ("contrast", "brightness")
+            if name in parts
+        }
+        return relight(take(images, examples, rows, columns), **light)
 
 
 class TorchTrials:
@@ -475,7 +508,8 @@ class TorchTrials:
 
     Attributes:
       facts: what the worker says of itself: steps, steps_per_epoch, train_images, read_images,
-        parameters, precision, compile, torch (its version) and device.
+        parameters, precision, compile, torch (its version) and device; and compile_seconds, what
+        the warm-up took, as `Trials` has it: with compiling, without loading and building.
 
     Raises:
       ConfigError: if there is no GPU to use, or the batch is larger than the set.
@@ -547,7 +581,7 @@ class TorchTrials:
         precision = "float32"
         if is_half:
             precision = "float16" if on_gpu else "bfloat16 by autocast"
-        self.facts = {
+        self.facts: dict[str, Any] = {
             "steps": self._total_steps,
             "steps_per_epoch": self._steps_per_epoch,
             "train_images": len(self._train),
@@ -560,7 +594,14 @@ class TorchTrials:
         }
 
     def round(self, steps: int) -> float:
-        """The warm-up, once: some steps of both kinds, and an evaluation of black images."""
+        """The warm-up: some steps of both kinds, and an evaluation of black images.
+
+        Args:
+          steps: not used; `worker.serve` calls this once, with a number of steps.
+
+        Returns:
+          Its seconds, which are `compile_seconds` of the facts too.
+        """
         start = time.perf_counter()
         self._start_again(0)
         images = self._normalised(self._train)
@@ -568,15 +609,16 @@ class TorchTrials:
         # As large as in a run, so that the memory for it is there; several steps of each kind, as
         # CUDA graphs are recorded after a few only.
         batches = self._epoch(images, 0, min(self._steps_per_epoch, self._total_steps))
-        steps = min(_WARM_UP_STEPS, self._total_steps)
-        some = list(itertools.islice(batches, steps))
+        some = list(itertools.islice(batches, min(_WARM_UP_STEPS, self._total_steps)))
         # First with all gradients: the fused kernel takes velocities all of them or none.
         for trains_bias in dict.fromkeys(map(self._trains_bias, (0, self._total_steps - 1))):
             for step, batch in enumerate(some):
                 self._train_step(step, *batch, trains_bias=trains_bias)
         self._evaluate(torch.zeros_like(self._read))
         self._wait()
-        return time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.facts["compile_seconds"] = seconds
+        return seconds
 
     def run(self, seed: int) -> dict[str, Any]:
         """Trains from the beginning with a seed, and evaluates at the end.
@@ -631,9 +673,8 @@ class TorchTrials:
 
     def _normalised(self, images: Any) -> Any:
         """uint8 pixels with mean 0 and standard deviation 1, rounded once."""
-        std = torch.tensor(nets.STD, device=self._device)
-        offset = -torch.tensor(nets.MEAN, device=self._device) / std
-        return torch.addcmul(offset, images.float(), 1 / (255 * std)).to(self._dtype)
+        mean, std = _statistics(self._device)
+        return torch.addcmul(-mean / std, images.float(), 1 / (255 * std)).to(self._dtype)
 
     def _wait(self) -> None:
         """Until the device has done all it was given."""

@@ -1,10 +1,12 @@
 """The PyTorch loop that recipes are compared with: what it refuses, and that it trains the same."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import subprocess
 import sys
+import types
 
 import benchmark_suite
 import numpy as np
@@ -78,6 +80,32 @@ def dataset_of(train=64, test=40):
     names = tuple("abcdefghij")
     splits = images_of(train), images_of(20, 1), images_of(test, 2)
     return Dataset("standin", *splits, names, "generated")
+
+
+@pytest.fixture
+def specs(monkeypatch):
+    """What workers are asked for; none is started."""
+    found = []
+
+    class Worker:
+        facts = {  # noqa: RUF012
+            **{"steps": 9, "train_images": 64, "read_images": 40, "torch": "2"},
+            **{"precision": "float32", "device": "cpu"},
+            **{"compile_seconds": 2.0, "seconds_to_first_step": 9.0},
+        }
+
+        def __init__(self, name, script, spec):
+            found.append(spec)
+            self.facts = {**self.facts, "compile": spec["compile"]}
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(harness, "Worker", Worker)
+    return found
 
 
 def start(loop, monkeypatch, recipe, dataset=None, **spec):
@@ -160,9 +188,34 @@ def copy_to_torch(net, model):
             "--compare=torch needs a recipe that freezes whitening/bias alone, not 'beta'",
         ),
         (
+            'fast94:freeze={"block2":1}',
+            "--compare=torch needs a recipe that freezes whitening/bias alone, not 'block2'",
+        ),
+        (
+            'fast94:freeze={"block3_2_norm":1}',
+            "--compare=torch needs a recipe that freezes whitening/bias alone, .*'block3_2_norm'",
+        ),
+        (
+            'fast94:freeze={"":1}',
+            "freeze's keys must .*, not ''",
+        ),
+        (
+            'fast94:freeze={"whitening/bias":1,"dense":1}',
+            "--compare=torch needs a recipe that freezes whitening/bias alone, not 'dense'",
+        ),
+        (
             'fast94:learning_rate_scales={"conv":2}',
             "--compare=torch needs learning_rate_scales above 0, and none of convolutions, "
             "not 'conv': 2.0",
+        ),
+        (
+            'fast94:learning_rate_scales={"block2_1_conv":2}',
+            "--compare=torch needs learning_rate_scales above 0, and none of convolutions, "
+            "not 'block2_1_conv': 2.0",
+        ),
+        (
+            'fast94:model_options={"widths":[]}',
+            r"widths must hold at least one size, not \(\)",
         ),
         (
             'fast94:learning_rate_scales={"beta":0}',
@@ -182,18 +235,58 @@ def test_torch_may_be_missing(monkeypatch):
         time_to_accuracy.make_plan(recipe="fast94", compare="torch")
 
 
+@pytest.mark.parametrize("choice", torch_peer.COMPILE_CHOICES)
+def test_the_choice_of_compilation_is_passed_on(monkeypatch, specs, capsys, choice):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    plan = time_to_accuracy.make_plan(recipe="fast94", compare="torch", torch_compile=choice)
+    assert (plan.torch, plan.torch_compile, len(plan.recipes)) == (True, choice, 1)
+    trials = types.SimpleNamespace(recipe=plan.recipes[0], total_steps=9)
+    for device, auto in (("cpu", "none"), ("gpu", "default")):
+        settings = types.SimpleNamespace(device=device, data_dir=None)
+        peer = torch_peer.TorchPeer(trials, dataset_of(), settings, compile_mode=choice)
+        with contextlib.ExitStack() as stack:
+            peer.start(stack)
+        mode = auto if choice == "auto" else choice
+        assert specs.pop()["compile"] == mode
+        # As long as ours counts: not from the start of the process.
+        line = f"fast94 by PyTorch: compiled in 2.0 s; torch 2, float32, compile={mode}, cpu\n"
+        assert capsys.readouterr().err == line
+
+
 def test_the_mode_of_compilation(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    plan = time_to_accuracy.make_plan(recipe="fast94", compare="torch", torch_compile="none")
-    assert (plan.torch, plan.torch_compile, len(plan.recipes)) == (True, "none", 1)
     with pytest.raises(ConfigError, match="--torch_compile needs --compare=torch, not 'fast75'"):
         time_to_accuracy.make_plan(recipe="fast94", compare="fast75", torch_compile="none")
     with pytest.raises(ConfigError, match=r"^--torch_compile must be one of auto, .*'some'$"):
         time_to_accuracy.make_plan(recipe="fast94", compare="torch", torch_compile="some")
 
 
-def test_its_modes_are_those_of_the_flag(loop):
+def test_what_the_recipe_is_checked_by_is_what_the_loop_has(loop):
     assert ("auto", *loop.COMPILE_MODES) == torch_peer.COMPILE_CHOICES
+    assert tuple(loop.ACTIVATIONS) == torch_peer.ACTIVATIONS
+    for options in ({}, {"widths": (8, 16), "convs_per_block": 3}, {"widths": 8, "logit_scale": 1}):
+        net, paths = loop.Speednet(options), torch_peer.trained_paths(options)
+        assert paths.kernels == net.kernels
+        assert {*paths.kernels, *paths.others} == set(net.trained)
+
+
+@pytest.mark.parametrize("mode", torch_peer.COMPILE_CHOICES[1:])
+def test_all_is_compiled_in_the_same_mode(loop, monkeypatch, mode):
+    import torch
+
+    compiled, marks = [], []
+
+    def compile_(function, **options):
+        compiled.append((function.__name__, options))
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
+    trials = start(loop, monkeypatch, get_recipe("fast94", **SMALL), compile=mode)
+    assert trials.facts["compile"] == mode
+    names = [] if mode == "none" else ["muon_step", "loss_of", "outputs_of"]
+    assert compiled == [(name, {"mode": mode, "dynamic": False}) for name in names]
+    assert bool(marks) == (mode in ("reduce-overhead", "max-autotune"))
 
 
 def test_it_must_be_built_for_the_gpu(loop, monkeypatch):
@@ -281,16 +374,21 @@ def test_its_whitening(loop):
     np.testing.assert_allclose(found, turned(whitening_kernel(images)), rtol=1e-3, atol=1e-4)
 
 
-def test_its_rates_are_those_of_the_source(loop):
+def test_its_rates_are_those_of_the_recipe(loop):
     recipe = get_recipe("fast94")
     net = loop.Speednet(recipe.model_options)
     rates = loop.rates_of(recipe.to_json(), list(net.trained), net.kernels)
-    assert rates.muon == 0.14
+    peak, scales = recipe.learning_rate, recipe.learning_rate_scales
+    assert rates.muon == peak
     (biases, bias_l2, paths), (head, head_l2, rest) = rates.groups
-    assert (biases, head) == (pytest.approx(0.0573), pytest.approx(0.5415))
-    # What a weight loses a step at the peak, by the source's constant.
+    # The recipe's are of one example, as is the gradient of a sum.
+    assert recipe.learning_rate_examples == 1
+    assert biases == pytest.approx(peak * scales["beta"])
+    assert biases == pytest.approx(peak * scales["whitening/bias"])
+    assert head == pytest.approx(peak * scales["classifier/kernel"])
+    # What a weight loses a step at the peak.
     for rate, l2 in ((biases, bias_l2), (head, head_l2)):
-        assert rate * l2 == pytest.approx(1.04e-6 * 512)
+        assert rate * l2 == pytest.approx(peak * recipe.l2 * recipe.batch_size)
     assert set(paths) == set(net.trained) - set(net.kernels) - {"classifier/kernel"}
     assert rest == ("classifier/kernel",)
     kept = get_recipe("fast94", decay_biases=False).to_json()
@@ -309,7 +407,9 @@ def test_its_schedule(loop, fractions):
     assert found == pytest.approx([float(schedule(step)) for step in range(13)], abs=1e-6)
 
 
-def test_its_muon(loop):
+# The products' rounding, times the rate of 0.1.
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-3), ("bfloat16", 1e-2)])
+def test_its_muon(loop, dtype, atol):
     import keras
     import torch
 
@@ -333,10 +433,32 @@ def test_its_muon(loop):
         ours.apply(list(map(keras.ops.convert_to_tensor, gradients)), variables)
         rate = torch.tensor(0.1)
         loop.muon_step(
-            weights, tensors(gradients), velocities, rate, momentum=0.655, dtype=torch.float32
+            weights,
+            tensors(gradients),
+            velocities,
+            rate,
+            momentum=0.655,
+            dtype=getattr(torch, dtype),
         )
     for weight, variable in zip(weights, variables, strict=True):
-        np.testing.assert_allclose(weight.numpy(), turned(np.asarray(variable)), atol=1e-3)
+        np.testing.assert_allclose(weight.numpy(), turned(np.asarray(variable)), atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("float32", "float32"), ("mixed_bfloat16", "bfloat16"), ("mixed_float16", "bfloat16")],
+)
+def test_its_muon_is_as_precise_as_the_recipe(loop, monkeypatch, precision, dtype):
+    found = []
+
+    def orthogonalize(matrices, *, dtype):
+        found.append(str(dtype))
+        return matrices
+
+    monkeypatch.setattr(loop, "orthogonalize", orthogonalize)
+    trials = start(loop, monkeypatch, get_recipe("fast94", **{**SMALL, "precision": precision}))
+    trials.run(0)
+    assert set(found) == {f"torch.{dtype}"}
 
 
 def test_it_trains_the_same(loop):
@@ -411,6 +533,7 @@ def test_crops_and_light(loop):
     import torch
 
     images = torch.randn(200, 8, 8, 3)
+    std, mean = torch.tensor(loop.nets.STD), torch.tensor(loop.nets.MEAN)
     parts = {"flip": 1, "crop": 2, "brightness": 0.14, "contrast": 0.13}
     generator = torch.Generator().manual_seed(0)
 
@@ -420,17 +543,22 @@ def test_crops_and_light(loop):
         return augment(images.clone(), torch.arange(200), **options)
 
     assert torch.equal(views(), images)
-    added = (views("brightness") - images).flatten(1)
-    assert added.std(1).max() < 1e-6
+
+    def raw(images):
+        """Pixels on the 0..1 scale, [N, H * W * C]."""
+        return (mean + std * images).flatten(1)
+
+    added = 4 * (raw(views("brightness")) - raw(images))
+    assert added.std(1).max() < 2e-6
     assert 0.12 < added.abs().max() <= 0.1401
     assert abs(added.mean()) < 0.03
-    stretched = views("contrast")
-    torch.testing.assert_close(stretched.mean((1, 2, 3)), images.mean((1, 2, 3)))
-    factors = stretched.flatten(1).std(1) / images.flatten(1).std(1)
+    stretched = raw(views("contrast"))
+    torch.testing.assert_close(stretched.mean(1), raw(images).mean(1))
+    factors = stretched.std(1) / raw(images).std(1)
     assert 0.87 <= factors.min() < 0.89
     assert 1.11 < factors.max() <= 1.1301
-    both = views("brightness", "contrast")
-    assert (both.mean((1, 2, 3)) - images.mean((1, 2, 3))).abs().max() <= 0.1401
+    both = raw(views("brightness", "contrast"))
+    assert 0.1 < 4 * (both.mean(1) - raw(images).mean(1)).abs().max() <= 0.1401
     # Each window of each image, mirrored or not.
     around = np.pad(images.numpy(), [(0, 0), (2, 2), (2, 2), (0, 0)], mode="reflect")
     windows = {
@@ -444,6 +572,39 @@ def test_crops_and_light(loop):
         (found,) = [key for key, all_of in windows.items() if np.array_equal(all_of[index], view)]
         seen.add(found)
     assert len(seen) > 40
+
+
+@pytest.mark.parametrize("names", [["brightness"], ["contrast"], ["brightness", "contrast"]])
+def test_its_light_is_ours(loop, names):
+    import tensorflow as tf
+    import torch
+
+    from cifarflow.data import augment
+
+    rng = np.random.default_rng(0)
+    # Each channel of each image about a level of its own.
+    levels = rng.integers(20, 200, (30, 1, 1, 3))
+    images = (levels + rng.integers(0, 50, (30, 8, 8, 3))).astype(np.uint8)
+    seed = tf.constant([3, 7], tf.int64)
+    ours = augment.Augment(dict.fromkeys(names, 0.5))(tf.constant(images), seed).numpy()
+    # What was drawn: of images of one level the level moves by the brightness alone, and of all
+    # others the deviation by the contrast.
+    drawn = {}
+    if "brightness" in names:
+        grey = tf.fill((30, 8, 8, 3), np.uint8(100))
+        moved = augment.Augment({"brightness": 0.5})(grey, seed).numpy()[:, 0, 0, 0]
+        drawn["brightness"] = torch.tensor((moved - 100) / 63.75)
+    if "contrast" in names:
+        deviations = ours.std((1, 2, 3)) / images.std((1, 2, 3))
+        drawn["contrast"] = torch.tensor(deviations - 1).float()
+    assert all(0.3 < each.abs().max() <= 0.5001 for each in drawn.values())
+
+    def normalised(pixels):
+        values = (pixels / 255 - loop.nets.MEAN) / loop.nets.STD
+        return torch.tensor(values.astype(np.float32))
+
+    found = loop.relight(normalised(images), **drawn)
+    torch.testing.assert_close(found, normalised(ours), atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("tta", "share"), [("none", 1), ("mirror", 0.3), ("multicrop", 0.25)])
@@ -478,6 +639,13 @@ def test_a_run_is_of_its_seed(loop, monkeypatch):
     assert 0 < first["train_seconds"] < first["seconds"]
     # There is something to learn.
     assert first["loss"] < 2.27
+
+
+def test_the_seconds_of_compilation_are_those_of_the_warm_up(loop, monkeypatch):
+    trials = start(loop, monkeypatch, get_recipe("fast94", **SMALL))
+    assert trials.facts["compile_seconds"] > 0
+    seconds = trials.round(1)
+    assert trials.facts["compile_seconds"] == seconds
 
 
 def test_it_reads_the_images_once_in_the_end(loop, monkeypatch):
@@ -563,6 +731,8 @@ def test_against_torch(finish):
     assert (ours["name"], theirs["name"]) == ("fast75", "fast75 by PyTorch")
     assert ours.keys() | {"torch"} == theirs.keys()
     assert theirs["torch"]["compile"] == "none"
+    line = f"\n{theirs['name']}: compiled in {theirs['compile_seconds']:.1f} s; torch "
+    assert line in f"\n{done.stderr}"
     for row in (ours, theirs):
         assert [run["seed"] for run in row["runs"]] == [0, 1]
         assert {run["steps"] for run in row["runs"]} == {row["steps"]} == {ours["steps"]}
@@ -580,19 +750,8 @@ def test_against_torch(finish):
 
 
 @needs_torch
-def test_other_images_than_ours_are_found_out(monkeypatch):
-    class Worker:
-        def __init__(self, name, script, spec):
-            assert spec["compile"] == "none"
-            self.facts = {"steps": 9, "train_images": 1, "read_images": 1}
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-    monkeypatch.setattr(harness, "Worker", Worker)
+@pytest.mark.usefixtures("specs")
+def test_other_images_than_ours_are_found_out():
     plan = time_to_accuracy.make_plan(
         recipe='fast75:model_options={"widths":[8]},precision=float32,data=standin',
         compare="torch",
