@@ -10,7 +10,8 @@ was done to.  Lost are the steps that it had to run again.  What the library pro
 
 - SIGTERM and SIGINT stop at the next event, save, print the command that goes on, and end with
   status 143 or 130; before training begins the signal itself may end the process, with nothing to
-  save.  A second signal stops at once, and the last checkpoint is whole.
+  save.  A second signal stops at once, and the last checkpoint is whole.  The process is over 6 s
+  after the signal: 2 s of work, and the end of a process on a machine that may be busy.
 - A checkpoint that cannot be written is a warning while others may follow, and an error at the end.
 - A folder that cannot be written, and data that is damaged, end in one line and status 2.
 - A folder that is removed is made anew, which is told: status 0 stands for all that a run leaves.

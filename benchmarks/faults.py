@@ -32,6 +32,9 @@ from child_runs import Child, Course, Ended, Moment, Whole
 
 # Between a first signal and a second: less than a compiled call takes.
 _SECOND_AFTER_SECONDS = 0.01
+# From a first signal to the end of the process: 2 s of work as promised, and what the end of a
+# process takes, on a machine that may be busy.
+_END_SECONDS = 6.0
 # A run that is over before a moment comes is followed by another; this many are enough for the
 # unluckiest moment.
 _MOST_RUNS = 8
@@ -152,7 +155,7 @@ def is_one_line_error(ended: Ended) -> bool:
 
 def printed_command(ended: Ended) -> list[str] | None:
     """The command to go on that a process printed, if it did."""
-    found = re.search(r"^to go on: python (.+)$", ended.stderr, re.MULTILINE)
+    found = re.search(r"^to go on: \S+ (.+)$", ended.stderr, re.MULTILINE)
     return [sys.executable, *shlex.split(found[1])] if found else None
 
 
@@ -236,7 +239,8 @@ def _signal_run(scene: Scene, workdir: pathlib.Path, left: list[Order]) -> list[
         fault = f"{order.describe()}, step {at or 0}"
         lost = max(0, (child.step or 0) - child_runs.newest_step(workdir))
         happened = f"in {seconds:.2f} s {tell(ended, workdir)}"
-        is_kept = _is_answered(order, ended, lost=lost) and not child_runs.damaged(workdir)
+        is_kept = _is_answered(order, ended, lost=lost, seconds=seconds)
+        is_kept &= not child_runs.damaged(workdir)
         outcomes.append(
             Outcome(fault, happened, lost_steps=lost, is_kept=is_kept, seconds=round(seconds, 3))
         )
@@ -250,9 +254,9 @@ def _signal_run(scene: Scene, workdir: pathlib.Path, left: list[Order]) -> list[
     ]
 
 
-def _is_answered(order: Order, ended: Ended, *, lost: int) -> bool:
-    """Whether a process ended as it should after a signal."""
-    if "Traceback" in ended.stderr:
+def _is_answered(order: Order, ended: Ended, *, lost: int, seconds: float) -> bool:
+    """Whether a process ended as it should after a signal, and as soon."""
+    if "Traceback" in ended.stderr or seconds > _END_SECONDS:
         return False
     saved = 128 + order.number
     if order.is_twice:
@@ -377,7 +381,10 @@ def _remove(scene: Scene, name: str, *, at_end: bool = False) -> Outcome:
     happened = tell(ended, workdir)
     lost = max(0, (child.step or 0) - child_runs.newest_step(workdir))
     is_good = ended.status == 0
-    if not name:
+    if name:
+        # It goes on, and says that a checkpoint was removed meanwhile.
+        is_good &= any("removed" in line for line in said(ended.stderr))
+    else:
         # In silence it must not go, whatever could be written again.
         is_good = bool(said(ended.stderr)) and (is_good or is_one_line_error(ended))
         # Checkpoints can be lost, if that is an error; no more than they.

@@ -225,6 +225,7 @@ def draw(results: Sequence[dict[str, Any]], path: pathlib.Path, *, about: str) -
       WorkdirError: if the file cannot be written.
     """
     # Plotting is loaded here: whoever wants no picture does not wait for it.
+    from matplotlib.ticker import FuncFormatter, NullFormatter
     from panels import drawn_panels
 
     from cifarflow.reporting.plots import BLUE, MUTED
@@ -239,6 +240,8 @@ def draw(results: Sequence[dict[str, Any]], path: pathlib.Path, *, about: str) -
                 axes.plot(steps, values, ".-", color=colour, label=loop["label"])
             axes.axhline(GOAL_DIFFERENCE, color=MUTED, linewidth=0.8, linestyle=":")
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.set_title(f"{result['model']}: difference of the loss")
         panels[0].legend(loc="best")
         panels[-1].set_xlabel("step")

@@ -312,6 +312,7 @@ SUMMARY: dict[str, Any] = {
     "recipe": "mine",
     "dataset": "standin",
     "parameters": 100,
+    "steps": 20,
     "epochs": 2.0,
     "seed": 3,
     "precision": "float32",

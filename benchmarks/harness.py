@@ -213,7 +213,7 @@ def check_output(name: str, path: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
       WorkdirError: if it cannot.
     """
-    target = pathlib.Path(path).expanduser()
+    target = pathlib.Path(os.path.expanduser(path))
     try:
         # Names may be too long, folders closed: looking is part of what can fail.
         if not str(path).strip() or target.is_dir() or (target.exists() and not target.is_file()):

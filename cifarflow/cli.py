@@ -275,7 +275,7 @@ def run(main: Callable[[], None]) -> None:
         except KeyboardInterrupt:
             # A run that has made its folder goes on from its newest checkpoint, or its start.
             workdir = FLAGS["workdir"].value if "workdir" in FLAGS else None
-            begun = workdir is not None and any(pathlib.Path(workdir).rglob("recipe.json"))
+            begun = workdir is not None and _has_begun(workdir)
             number = signal.SIGTERM if terminated else signal.SIGINT
             return _interrupted("interrupted", signal_number=number, can_resume=begun)
         finally:
@@ -283,6 +283,11 @@ def run(main: Callable[[], None]) -> None:
         return 0
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def _has_begun(workdir: str) -> bool:
+    """Whether there is a run in a folder, or one below it, to go on with."""
+    return any(pathlib.Path(os.path.expanduser(workdir)).rglob("recipe.json"))
 
 
 def _interrupted(message: str, *, signal_number: int, can_resume: bool) -> int:
@@ -294,7 +299,11 @@ def _interrupted(message: str, *, signal_number: int, can_resume: bool) -> int:
 
 def print_summary(run: Run) -> None:
     """Prints in a few lines what came of a run, and where its files are."""
-    summary = run.summary
+    # Read from a file if the run was over already.
+    summary: dict[str, Any] = {
+        key: one_line(value) if isinstance(value, str) else value
+        for key, value in run.summary.items()
+    }
     print(
         f"{summary['recipe']} on {summary['dataset']}: test accuracy "
         f"{summary['test_accuracy']:.4f}, test loss {summary['test_loss']:.4f} after "
@@ -325,7 +334,7 @@ def resume_command() -> str:
     words = [word for word in sys.argv if word not in ("--resume", "--resume=true")]
     if not FLAGS["workdir"].present:
         words.append(f"--workdir={FLAGS.workdir}")
-    return shlex.join(["python", *words, "--resume"])
+    return shlex.join([pathlib.Path(sys.executable).name or "python", *words, "--resume"])
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

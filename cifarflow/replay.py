@@ -8,7 +8,13 @@ or `python -m cifarflow replay runs/first/capsules/step_00000041`.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
 
 from cifarflow.device import prepare_gpus
 from cifarflow.errors import CifarflowError
@@ -45,11 +51,12 @@ def replay_capsule(capsule: str | os.PathLike[str] | Capsule) -> Findings:
     try:
         recipe = Recipe.from_json(capsule.recipe)
         height, width, channels = capsule.images.shape[1:]
-        model = build_model(
-            recipe, image_shape=(height, width, channels), num_classes=capsule.num_classes
-        )
-        optimizer = build_optimizer(recipe, steps_per_epoch=capsule.steps_per_epoch)
-        optimizer.build(model.trainable_variables)
+        with _no_larger_than(capsule):
+            model = build_model(
+                recipe, image_shape=(height, width, channels), num_classes=capsule.num_classes
+            )
+            optimizer = build_optimizer(recipe, steps_per_epoch=capsule.steps_per_epoch)
+            optimizer.build(model.trainable_variables)
     except (CifarflowError, TypeError) as error:
         raise CapsuleError(
             f"capsule {str(capsule.path)!r} has a recipe that cannot be built: {error}"
@@ -69,3 +76,29 @@ def replay_capsule(capsule: str | os.PathLike[str] | Capsule) -> Findings:
             freeze=freeze,
             jit_compile=recipe.jit_compile == "true",
         )
+
+
+@contextlib.contextmanager
+def _no_larger_than(capsule: Capsule) -> Iterator[None]:
+    """Refuses variables that all together have more bytes than the file of their values.
+
+    A line of text may ask for a model of any size: they are counted before they take memory.
+
+    Raises:
+      CapsuleError: within, in place of the variable that is too much; without the capsule's name.
+    """
+    room = left = capsule.state_bytes()
+
+    def create(next_creator: Callable[..., Any], **options: Any) -> Any:
+        nonlocal left
+        value = options["initial_value"]
+        # In a graph that is never run what makes a value tells only its shape.
+        with tf.Graph().as_default():
+            value = tf.convert_to_tensor(value()) if callable(value) else value
+        left -= math.prod(value.shape) * tf.as_dtype(value.dtype).size
+        if left < 0:
+            raise CapsuleError(f"its variables have more than the {room:,} bytes of the state")
+        return next_creator(**options)
+
+    with tf.variable_creator_scope(create):
+        yield

@@ -260,6 +260,7 @@ FOR_SHARED = [
         "--json=no/such.json",
     ),
     *("--json=", "--json=.", "--plot=.", "--plot=no/such.png", "--plot= ", "--json=/dev/null"),
+    *("--json=~nosuchuser/x.json", "--plot=~nosuchuser/x.png"),
     *("--json=a --plot=a", "--json=" + "x" * 5000, "--data_dir", "--plot"),
 ]
 # Of every script.

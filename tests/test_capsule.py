@@ -4,8 +4,10 @@ import dataclasses
 import io
 import json
 import math
+import os
 import pickle
 import runpy
+import subprocess
 import sys
 import zipfile
 
@@ -497,14 +499,50 @@ def test_batches_that_are_none(tmp_path, images, labels, quoted):
         ({"recipe": {}}, "has a recipe that cannot be built: .*name"),
         ({"recipe": {"name": "x", "nothing": 1}}, "has a recipe that cannot be built: .*nothing"),
         ({"recipe": {"name": "x", "epochs": -1}}, "cannot be built: epochs must be"),
-        ({"recipe": {"name": "x", "model": "cnn"}}, "cannot be built: the image is 2x2 pixels"),
-        ({"recipe": {"name": "x", "model": "mlp"}}, "cannot be restored: .* is of another model"),
+        ({"recipe": {"name": "x", "model": "cnn"}}, "cannot be built: .* bytes of the state"),
+        ({"recipe": {"name": "x", "model": "mlp"}}, "cannot be built: .* bytes of the state"),
+        (
+            {"recipe": {"name": "x", "model": "mlp", "model_options": {"units": [4]}}},
+            "cannot be restored: .* is of another model",
+        ),
     ],
 )
 def test_recipes_that_cannot_be_replayed(copy, changes, quoted):
     rewrite(copy, **changes)
     with pytest.raises(CapsuleError, match=quoted):
         replay_capsule(copy)
+
+
+CLAIM = """
+import resource, sys
+from cifarflow import replay
+from cifarflow.training.capsule import CapsuleError, load_capsule
+capsule = load_capsule(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    replay.replay_capsule(capsule)
+except CapsuleError as error:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)
+"""
+
+
+def test_a_model_that_is_claimed_takes_no_memory(some, copy):
+    recipe = {"name": "x", "model": "mlp", "model_options": {"units": [800_000]}}
+    rewrite(copy, recipe={**some[1].recipe.to_json(), **recipe})
+    done = subprocess.run(
+        [sys.executable, "-c", CLAIM, str(copy)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+    )
+    assert done.returncode == 0, done.stderr
+    grown, said = done.stdout.rstrip("\n").split(" ", 1)
+    # The kernel of its first layer alone has 600 MB, that of the optimiser as much.
+    assert int(grown) < 200_000
+    assert "has a recipe that cannot be built: " in said
+    assert said.endswith("its variables have more than the 16,041 bytes of the state")
+    assert said.isprintable()
 
 
 def test_a_label_that_the_model_has_no_output_for(tmp_path):
@@ -553,6 +591,7 @@ def test_the_command_says_where_a_step_does_not_fail_again(copy, command):
         (["replay", " "], "replay must be given FOLDER, not [' ']"),
         (["replay", "a", "b"], "replay must be given FOLDER, not ['a', 'b']"),
         (["replay", "nowhere"], "there is no capsule in 'nowhere'"),
+        (["replay", "~nosuchuser/x"], "there is no capsule in '~nosuchuser/x'"),
         (["replay", "nowhere", "--nosuch=1"], "nosuch"),
     ],
 )

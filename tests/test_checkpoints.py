@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import pathlib
 import pickle
 import re
 import shutil
@@ -189,6 +190,39 @@ def test_another_model_is_refused(tmp_path, other, quoted):
     with pytest.raises(CheckpointError, match=f"is of another model: .*{quoted}"):
         checkpoints.restore(1, variables)
     assert_zero(variables)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    ours = {"seed": 0, "drop_epochs": (1.0,), "name": "mine"}
+    variables = some_variables()
+    Checkpoints(tmp_path, identity=ours).save(1, variables, score=1.0)
+    zeroed(variables)
+    for change, quoted in (
+        ({"seed": 1}, "seed=0, not 1"),
+        ({"drop_epochs": [2.0]}, r"drop_epochs=\[1.0\], not \[2.0\]"),
+        ({"more": 3}, "more=None, not 3"),
+    ):
+        others = Checkpoints(tmp_path, identity={**ours, **change})
+        for restore in (lambda c: c.restore(1, variables), lambda c: c.restore_best(variables)):
+            with pytest.raises(CheckpointError, match=f"is of another run: {quoted}$"):
+                restore(others)
+    assert_zero(variables)
+    Checkpoints(tmp_path).save(2, variables)
+    with pytest.raises(CheckpointError, match=r"step_00000002.* another run: it does not say of"):
+        Checkpoints(tmp_path, identity=ours).restore(2, variables)
+    for same in (ours, {**ours, "drop_epochs": [1.0]}, {**ours, "none": None}, None):
+        Checkpoints(tmp_path, identity=same).restore(1, zeroed(variables))
+        assert np.asarray(variables[0]).all()
+    # The best of another run is none of this one's.
+    with pytest.warns(UserWarning, match=r"best\.npz' is of another run: .*, from step 3 on"):
+        others.save(3, variables, score=2.0)
+    assert others.restore_best(variables) == 3
+
+
+@pytest.mark.parametrize("identity", [{"a": {1}}, [1], {"a": object()}])
+def test_an_identity_that_is_not_json(tmp_path, identity):
+    with pytest.raises(ConfigError, match="identity must be a mapping of JSON values, not"):
+        Checkpoints(tmp_path, identity=identity)
 
 
 def test_a_missing_file(tmp_path):
@@ -449,6 +483,55 @@ def damage(path):
     path.write_bytes(data)
 
 
+def test_a_damaged_one_of_a_rewound_time_goes(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (4, 6):
+        checkpoints.save(step, some_variables())
+    damage(checkpoints.path(6))
+    with pytest.warns(UserWarning, match=r"step_00000006\.npz' is damaged"):
+        assert checkpoints.latest_whole() == 4
+    again = Checkpoints(tmp_path, keep=2)
+    again.save(5, some_variables())
+    assert again.steps() == [4, 5]
+    assert again.latest_whole() == 5
+
+
+def test_checkpoints_that_are_removed_meanwhile(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    for step in (1, 2, 3):
+        checkpoints.save(step, some_variables())
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.warns(
+        UserWarning, match=r"step_00000003\.npz' was removed meanwhile, as were 1 before.*of step 4"
+    ):
+        checkpoints.save(4, some_variables())
+    checkpoints.save(5, some_variables())
+    checkpoints.path(4).unlink()
+    with pytest.warns(UserWarning, match=r"step_00000004\.npz' was removed meanwhile: that of"):
+        checkpoints.save(6, some_variables())
+
+
+@pytest.mark.parametrize("failing", ["is_dir", "iterdir"])
+def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch, failing):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, some_variables())
+
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, failing, refuse)
+    for look in (checkpoints.steps, checkpoints.latest, checkpoints.latest_whole):
+        with pytest.raises(WorkdirError, match=r"cannot read checkpoint folder .* denied$"):
+            look()
+
+
+def test_a_damaged_best_that_another_process_wrote(tmp_path):
+    Checkpoints(tmp_path).save(1, some_variables(), score=1.0)
+    damage(Checkpoints(tmp_path).best_path)
+    with pytest.warns(UserWarning, match=r"best\.npz' is damaged.*: the best .* from step 2 on"):
+        Checkpoints(tmp_path).save(2, some_variables(), score=2.0)
+
+
 def test_the_one_before_a_damaged_one(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=3)
     assert checkpoints.latest_whole() is None
@@ -505,12 +588,14 @@ def of_shape(data, shape):
         (lambda m: with_header(m, score=-5.0), "SHA-256"),
         (lambda m: with_header(m, score="best"), "its score is no number"),
         (lambda m: with_header(m, step="2"), "its step is no number"),
-        (lambda m: with_header(m, format=1), "it is of format 1, this version reads 2"),
+        (lambda m: with_header(m, format=1), "it is of format 1, this version reads 3"),
         (lambda m: {**m, "more.npy": m["0000.npy"]}, "holds 1 members more than it says"),
         (lambda m: {**m, "0001.npy": of_shape(m["0001.npy"], (10**10,))}, "it ends after 16 of"),
         (lambda m: {**m, "0001.npy": m["0001.npy"] + b"xxxx"}, "it goes on after its 16"),
         (lambda m: with_header(m, variables={}), "its variables are no list"),
         (lambda m: with_header(m, variables=[1]), "cannot unpack"),
+        (lambda m: with_header(m, identity={"seed": 1}), "SHA-256"),
+        (lambda m: with_header(m, identity=[]), "what says which run it is of is no mapping"),
         (lambda m: with_header(m, extra=[]), "what is kept beside it no mapping"),
         (lambda m: with_header(m, more="x" * 5_000_000), "its header has 50"),
     ],

@@ -20,6 +20,7 @@ from cifarflow.training.loop import Run, TrainingInterrupted
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = flags.FLAGS
+PYTHON = Path(sys.executable).name
 FIELDS = [field.name for field in dataclasses.fields(Recipe) if field.name != "name"]
 
 
@@ -293,6 +294,9 @@ def test_skipped_steps_are_printed(capsys):
         cli.print_summary(Run(None, None, {**summary, "skipped_steps": skipped}))
         out = capsys.readouterr().out
         assert ("3 of 40 steps were skipped" in out) == bool(skipped)
+    for key in texts:
+        cli.print_summary(Run(None, None, {**summary, key: "a\x1b[31m\nb"}))
+        assert all(line.isprintable() for line in capsys.readouterr().out.splitlines())
 
 
 def test_a_new_workdir_by_default(call, here, standin):
@@ -310,7 +314,7 @@ def test_our_errors_end_in_one_line(call, error):
     assert complaint(call(main=main)) == "error: first second\n"
 
 
-def test_interrupted(call):
+def test_interrupted(call, monkeypatch):
     def main():
         cli.run_options_from_flags("lab_cnn")
         raise TrainingInterrupted(7, Path("some where/checkpoints/step_00000007.npz"))
@@ -318,7 +322,9 @@ def test_interrupted(call):
     code, out, err = call("--workdir=some where", "--epochs=2", main=main)
     assert (code, out) == (130, "")
     assert "interrupted after step 7: all is saved in some where" in err
-    assert "to go on: python examples/train.py '--workdir=some where' --epochs=2 --resume\n" in err
+    assert (
+        f"to go on: {PYTHON} examples/train.py '--workdir=some where' --epochs=2 --resume\n" in err
+    )
 
     def unsaved():
         raise TrainingInterrupted(7, None)
@@ -342,7 +348,17 @@ def test_interrupted(call):
 
     code, _, err = call("--workdir=begun", main=begun)
     assert code == 130
-    assert "to go on: python examples/train.py --workdir=begun --resume\n" in err
+    assert f"to go on: {PYTHON} examples/train.py --workdir=begun --resume\n" in err
+    # The library finds this one in the home folder, here the current one.
+    monkeypatch.setenv("HOME", os.getcwd())
+
+    def at_home():
+        cli.run_options_from_flags("lab_cnn")
+        raise KeyboardInterrupt
+
+    code, _, err = call("--workdir=~/begun", main=at_home)
+    assert code == 130
+    assert f"to go on: {PYTHON} examples/train.py '--workdir=~/begun' --resume\n" in err
 
 
 @pytest.mark.parametrize(
@@ -360,7 +376,7 @@ def test_the_command_to_go_on(call, words, expected):
     call(*words, main=lambda: (cli.run_options_from_flags("x"), seen.append(cli.resume_command())))
     if expected is None:
         expected = "'--model_options={\"units\": [8]}' --workdir=w --resume"
-    assert seen == [f"python examples/train.py {expected}"]
+    assert seen == [f"{PYTHON} examples/train.py {expected}"]
 
 
 def test_the_command_to_go_on_names_a_folder_that_nobody_chose(call):
@@ -373,7 +389,7 @@ def test_the_command_to_go_on_names_a_folder_that_nobody_chose(call):
     call(main=main)
     workdir, command = seen
     assert workdir.startswith("runs/lab-")
-    assert command == f"python examples/train.py --workdir={workdir} --resume"
+    assert command == f"{PYTHON} examples/train.py --workdir={workdir} --resume"
 
 
 def test_run_options(call):

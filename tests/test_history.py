@@ -162,6 +162,39 @@ def test_unwritable(tmp_path):
     assert file.read_text() == "mine"
 
 
+def test_each_time_that_it_cannot_be_written_is_told(tmp_path):
+    """In words of its own, since Python shows the same ones once."""
+    folder = tmp_path / "run"
+    history = History(folder / "metrics.jsonl")
+    for step in (1, 3):
+        with pytest.warns(UserWarning, match=f"; trying again with .* after that of step {step}$"):
+            add(history, step)
+        folder.mkdir()
+        add(history, step + 1)
+        history.sync()
+        assert not history.unwritten()
+        shutil.rmtree(folder)
+    with pytest.raises(WorkdirError, match="cannot write log"):
+        history.sync()
+
+
+def test_rewind_says_what_is_lost(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    history = History(path)
+    for step in (1, 2, 3):
+        add(history, step)
+    rows = history.rows
+    path.write_text(json.dumps(rows[1]) + "\n")
+    assert History.load(path).rewind(3, most=3) == 2
+    assert History.load(path).rewind(3, most=3, unwritten=rows[1:]) == 1
+    assert rows_on_disk(path) == rows[1:]
+    assert History.load(path).rewind(3, most=2, unwritten=rows[2:]) == 0
+    assert rows_on_disk(path) == rows[1:]
+    assert History().rewind(3, most=3) == 0
+    with pytest.raises(ValueError, match="NaN"):
+        history.rewind(3, most=9, unwritten=[{**rows[0], "loss": math.nan}])
+
+
 def test_rows_that_could_not_be_written_are_written_later(tmp_path):
     folder = tmp_path / "run"
     history = History(folder / "metrics.jsonl")

@@ -620,6 +620,141 @@ def test_a_full_disk_is_a_warning_and_another_try(tmp_path, monkeypatch):
     assert checkpoints.steps() == [6, 8]
 
 
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_signal_while_the_disk_is_full(tmp_path, monkeypatch, is_first):
+    checkpoints = Checkpoints(tmp_path)
+    fsync, full = os.fsync, []
+
+    def disk(number):
+        if full:
+            raise OSError(28, "No space left on device")
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", disk)
+
+    def stop(state):
+        if state.step == 5:
+            checkpoints.wait()
+            full.append(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    options = {
+        "total_steps": 8,
+        "checkpoints": checkpoints,
+        "checkpoint_every": Every(steps=6 if is_first else 2),
+    }
+    with pytest.raises(TrainingInterrupted, match=r"step 5: .*No space left on device; ") as caught:
+        train_tiny(hooks=[Hook(Every(steps=1), stop)], **options)
+    assert (caught.value.step, caught.value.signal) == (5, signal.SIGTERM)
+    if is_first:
+        assert str(caught.value).endswith("nothing was saved")
+        assert caught.value.checkpoint is None
+        return
+    assert str(caught.value).endswith(f"what is saved is {checkpoints.path(4)}")
+    assert caught.value.checkpoint == checkpoints.path(4)
+    full.clear()
+    nothing = Hook(Every(steps=100))
+    again = train_tiny(hooks=[nothing], resume=True, **options)
+    assert hash_arrays(again.model.variables) == hash_arrays(
+        train_tiny(total_steps=8).model.variables
+    )
+
+
+@pytest.mark.parametrize("cut", [0, 2])
+def test_rows_that_the_log_has_lost(tmp_path, cut):
+    """Those that could not be written come back, others are told of."""
+    log, checkpoints = tmp_path / "log" / "metrics.jsonl", Checkpoints(tmp_path / "checkpoints")
+
+    def fill(state):
+        if state.step == 3:
+            log.parent.rename(tmp_path / "away")
+            (tmp_path / "log").write_text("in its way")
+        if state.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    log.parent.mkdir()
+    with (
+        pytest.warns(UserWarning, match="cannot write log .* after that of step 4"),
+        pytest.raises(TrainingInterrupted, match=r"step 6: cannot write log .*step_0*6\.npz$"),
+    ):
+        train_tiny(
+            total_steps=9,
+            log_every=Every(steps=1),
+            history=History(log),
+            hooks=[Hook(Every(steps=1), fill)],
+            checkpoints=checkpoints,
+        )
+    (tmp_path / "log").unlink()
+    (tmp_path / "away").rename(log.parent)
+    lines = log.read_text().splitlines(keepends=True)
+    assert len(lines) == 3
+    log.write_text("".join(lines[: 3 - cut]))
+
+    def resume():
+        return train_tiny(
+            total_steps=9,
+            log_every=Every(steps=1),
+            history=History.load(log),
+            hooks=[Hook(Every(steps=100))],
+            checkpoints=checkpoints,
+            resume=True,
+        )
+
+    if cut:
+        with pytest.warns(UserWarning, match="the log lacks 2 of the 6 rows .* at step 6"):
+            run = resume()
+    else:
+        run = resume()
+    assert steps_of(run) == [*range(1, 4 - cut), *range(4, 10)]
+    assert untimed(History.load(log)) == untimed(run.history)
+
+
+def test_a_hook_of_the_step_that_is_resumed_sees_the_means(tmp_path):
+    seen = []
+
+    def run(**kwargs):
+        return train_tiny(
+            total_steps=8, log_every=Every(steps=2), checkpoints=Checkpoints(tmp_path), **kwargs
+        )
+
+    def stop(state):
+        if state.step == 4:
+            seen.append(state.train)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def look(state):
+        if state.step == 4:
+            seen.append(state.train)
+
+    with pytest.raises(TrainingInterrupted):
+        run(hooks=[Hook(Every(steps=4), stop), Hook(Every(steps=4))])
+    run(hooks=[Hook(Every(steps=4)), Hook(Every(steps=4), look)], resume=True)
+    assert seen[0] is not None
+    assert seen == [seen[0]] * 2
+    assert type(seen[0]) is type(seen[1])
+
+
+def test_other_batches_are_refused(tmp_path):
+    options = {"total_steps": 4, "checkpoints": Checkpoints(tmp_path), "resume": True}
+    train_tiny(**options, batches=tiny.batches(seed=3))
+    with pytest.raises(CheckpointError, match="is of another run: its first batch is another"):
+        train_tiny(**options, batches=tiny.batches(seed=4))
+    train_tiny(**options, batches=tiny.batches(seed=3))
+    # Of one's own dataset nothing is known.
+    data = tiny.split(64)
+    own = tf.data.Dataset.from_tensor_slices((data.images, data.labels)).batch(8)
+    train_tiny(**options, batches=own)
+
+
+def test_hooks_of_another_kind_are_refused(tmp_path):
+    options = {"total_steps": 8, "validation": validation(), "checkpoints": Checkpoints(tmp_path)}
+    train_tiny(hooks=[EarlyStopping(patience_epochs=50)], **options)
+    with pytest.raises(
+        CheckpointError, match=r"hooks\[0\] was of kind 'EarlyStopping', not 'Hook'"
+    ):
+        train_tiny(hooks=[Hook(Every(epochs=1))], resume=True, **options)
+
+
 @pytest.mark.parametrize("moment", ["before the events", "in a hook", "in validation"])
 def test_a_run_goes_on_in_the_middle_of_its_events(tmp_path, monkeypatch, moment):
     data = tiny.split(64, 1)

@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -111,6 +113,20 @@ def test_a_bad_image_stops_the_run_before_its_step(bad_step, by_xla):
     if bad_step:
         undisturbed = Training(poisoned(), total_steps=bad_step, jit_compile=by_xla)
         assert stopped.state == undisturbed.state
+
+
+def test_a_signal_ends_the_hunt(monkeypatch):
+    fail = nonfinite.Watch._fail
+
+    def fail_after_signal(self, *args):
+        signal.raise_signal(signal.SIGTERM)
+        fail(self, *args)
+
+    monkeypatch.setattr(nonfinite.Watch, "_fail", fail_after_signal)
+    stopped = Training(poisoned(7))
+    assert stopped.error.startswith("the training loss became nan within steps 5 to 9; which it")
+    assert stopped.error.endswith("is not known, as a signal came first")
+    assert all(np.isfinite(v).all() for v in stopped.model.get_weights())
 
 
 @pytest.mark.parametrize("bad_step", [6, 9])
@@ -410,7 +426,8 @@ def save(capsules):
 
 def test_the_command_that_replays_it(tmp_path):
     text = save(Capsules(tmp_path / "a b", recipe={"name": "mine"}))
-    assert text == f"to run it again: python -m cifarflow replay '{tmp_path}/a b/step_00000007'"
+    python = Path(sys.executable).name
+    assert text == f"to run it again: {python} -m cifarflow replay '{tmp_path}/a b/step_00000007'"
     assert load_capsule(tmp_path / "a b" / "step_00000007").recipe == {"name": "mine"}
 
 

@@ -537,6 +537,15 @@ def test_path_that_cannot_be_written(kind, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_names_are_no_formulas(tmp_path):
+    names = [r"a $\nosuch$", "$", r"\$x_1$"]
+    figure = plot_confusion_matrix(
+        np.eye(3, dtype=int), class_names=names, title=names[0], path=tmp_path / "matrix.png"
+    )
+    assert figure.get_suptitle() == names[0]
+    assert not any(text.get_parse_math() for text in figure.findobj(Text) if text.get_text())
+
+
 def test_failure_leaves_the_old_picture_alone(tmp_path, monkeypatch):
     path = tmp_path / "history.png"
     path.write_bytes(b"old")

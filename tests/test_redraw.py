@@ -3,6 +3,7 @@
 import pathlib
 import re
 import shlex
+import sys
 import warnings
 
 import numpy as np
@@ -94,7 +95,9 @@ def test_a_run_that_blows_up_leaves_its_step(tmp_path, monkeypatch):
     with pytest.raises(NonFiniteError) as caught:
         run_tiny(workdir=workdir, dataset=data, **options)
     folder = workdir / "capsules" / "step_00000001"
-    command = shlex.join(["python", "-m", "cifarflow", "replay", str(folder)])
+    command = shlex.join(
+        [pathlib.Path(sys.executable).name, "-m", "cifarflow", "replay", str(folder)]
+    )
     assert str(caught.value).endswith(f"; to run it again: {command}")
     capsule = load_capsule(folder)
     for ours, theirs in zip(

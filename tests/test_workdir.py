@@ -1,7 +1,14 @@
 """A run's folder: who may use it, and that nothing in it is overwritten."""
 
+import errno
+import fcntl
 import json
+import os
+import pathlib
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +20,9 @@ RECIPE = {"name": "mine", "epochs": 2.0, "drop_epochs": [1.0], "model_options": 
 
 
 def contents(folder):
-    return {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """The files, without that of a lock, which goes with it."""
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"]
+    return {p.name: p.read_bytes() for p in files}
 
 
 def test_a_new_folder_is_made(tmp_path):
@@ -104,14 +113,15 @@ def test_a_folder_that_was_removed_is_made_anew(tmp_path):
     before = contents(folder)
     workdir.ensure()
     assert contents(folder) == before
-    resumed = Workdir(folder)
-    resumed.open(RECIPE, resume=True)
-    for each in (workdir, resumed):
+    for _ in range(2):
         shutil.rmtree(folder)
         with pytest.warns(UserWarning, match=r"workdir '.*run' was removed.*it is made anew"):
-            each.ensure()
+            workdir.ensure()
         assert contents(folder) == before
-        each.ensure()
+        workdir.ensure()
+        workdir.close()
+        workdir = Workdir(folder)
+        workdir.open(RECIPE, resume=True)
 
 
 def test_a_folder_that_holds_another_run_by_now(tmp_path):
@@ -146,6 +156,126 @@ def test_what_a_finished_run_lacks(tmp_path):
     for name in files:
         (tmp_path / name).write_text("")
     assert workdir.missing(tmp_path / "checkpoints" / "a") == []
+
+
+def test_the_folder_cannot_be_looked_into(tmp_path, monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    workdir = Workdir(tmp_path)
+    monkeypatch.setattr(pathlib.Path, "exists", refuse)
+    for look in (workdir.missing, lambda: workdir.open(RECIPE)):
+        with pytest.raises(WorkdirError, match=r"cannot read workdir '.*': Permission denied"):
+            look()
+
+
+def test_a_second_removal_is_told_too(tmp_path, monkeypatch):
+    """Python shows a text once."""
+    workdir, times = Workdir(tmp_path / "run"), iter(["12:00:00", "12:00:01"])
+    workdir.open(RECIPE)
+    monkeypatch.setattr("time.strftime", lambda _: next(times))
+    for seconds in (0, 1):
+        shutil.rmtree(tmp_path / "run")
+        with pytest.warns(UserWarning, match=f"was removed, .* lost .seen at 12:00:0{seconds}"):
+            workdir.ensure()
+
+
+# --- one process at a time -----------------------------------------------------------------------
+
+_HOLDER = """
+import sys
+from cifarflow.training.workdir import Workdir
+workdir = Workdir(sys.argv[1])
+workdir.open({recipe!r}, resume=True)
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that has the folder open, until it ends."""
+    command = [sys.executable, "-c", _HOLDER.format(recipe=RECIPE), str(tmp_path / "run")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True) as process:
+        try:
+            assert process.stdout.readline() == "open\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_second_process_is_refused_until_the_first_one_ends(tmp_path, holder, is_killed):
+    folder = tmp_path / "run"
+    for resume in (False, True):
+        with pytest.raises(WorkdirError, match=r"^another process is running in workdir '.*run': "):
+            Workdir(folder).open(RECIPE, resume=resume)
+    if is_killed:
+        holder.send_signal(signal.SIGKILL)
+    else:
+        holder.stdin.close()
+    holder.wait(30)
+    # A killed one leaves the file, and no lock on it.
+    assert (folder / ".lock").exists() == is_killed
+    with Workdir(folder) as workdir:
+        assert workdir.open(RECIPE, resume=True)
+        assert (folder / ".lock").exists()
+    assert [path.name for path in folder.iterdir()] == ["recipe.json"]
+
+
+def test_a_folder_that_another_process_made_anew_is_that_ones(tmp_path, holder):
+    folder = tmp_path / "run"
+    holder.stdin.close()
+    holder.wait(30)
+    workdir = Workdir(folder)
+    workdir.open(RECIPE, resume=True)
+    shutil.rmtree(folder)
+    command = [sys.executable, "-c", _HOLDER.format(recipe=RECIPE), str(folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True) as other:
+        assert other.stdout.readline() == "open\n"
+        with pytest.raises(WorkdirError, match="another process is running in workdir"):
+            workdir.ensure()
+        workdir.close()
+        assert (folder / ".lock").exists()  # which is not its own
+        other.stdin.close()
+    workdir.open(RECIPE, resume=True)
+    workdir.ensure()
+
+
+def test_a_lock_goes_with_what_holds_it(tmp_path):
+    workdir = Workdir(tmp_path)
+    workdir.open(RECIPE)
+    with pytest.raises(WorkdirError, match="another process is running"):
+        Workdir(tmp_path).open(RECIPE, resume=True)
+    del workdir
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+    # Nor does it stay after an open that is refused.
+    for _ in range(2):
+        with pytest.raises(WorkdirError, match="add --resume"):
+            Workdir(tmp_path).open(RECIPE)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.EROFS])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, code):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for resume in (False, True):
+        workdir = Workdir(tmp_path)
+        assert workdir.open(RECIPE, resume=resume) == resume
+        workdir.ensure()
+
+
+def test_a_system_without_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr("cifarflow.training.workdir.fcntl", None)
+    with Workdir(tmp_path) as workdir:
+        workdir.open(RECIPE)
+        workdir.ensure()
+    assert list(contents(tmp_path)) == ["recipe.json"]
 
 
 def test_json_files_come_back(tmp_path):
@@ -186,3 +316,30 @@ def test_a_summary_that_is_none(tmp_path):
     assert workdir.read_summary(["seed"]) == {"seed": 1}
     with pytest.raises(DataError, match=r"summary of a run, it lacks 'test_loss': remove it"):
         workdir.read_summary(["seed", "test_loss"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("steps", value) for value in (-1, 1.0, "9", True, None, 2**70)),
+        *(("skipped_steps", value) for value in (-1, "\x1b[31m", None)),
+        *(("seed", value) for value in (-1, 1.5, 2**31, True)),
+        *(("recipe", value) for value in ("\x1b[31m", "a\nb", "\ud800", 1)),
+        *((key, "\x1b[2J") for key in ("dataset", "precision", "device", "weights_sha256")),
+        *(("confusion_matrix", [[value]]) for value in (-1, 0.5, 10**30)),
+    ],
+)
+def test_a_summary_that_cannot_be_shown(tmp_path, key, value):
+    workdir = Workdir(tmp_path)
+    workdir.write_json("summary.json", {key: value})
+    with pytest.raises(DataError, match=f"is no summary of a run, its '{key}' is not one's"):
+        workdir.read_summary([key])
+
+
+def test_the_home_of_nobody(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert Workdir("~/x").path == tmp_path / "home" / "x"
+    # As a shell has it: a name like any other.
+    assert not Workdir("~nosuchuser/x").open({"a": 1})
+    assert (tmp_path / "~nosuchuser" / "x" / "recipe.json").exists()

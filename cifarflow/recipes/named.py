@@ -119,8 +119,8 @@ RECIPES: Mapping[str, Recipe] = {
         # n = 20) in 2.0 s.  On two cores of a Xeon with AMX 0.9418 (0.0016, n = 3) in 503 s.  The
         # same steps took two Zen 4 cores 775 s.  TensorFlow 2.21, Keras 3.15, 2026-11-26.
         _FAST94,
-        # 95 % is the aim: 0.9511 (n = 1) in 1,891 s on two cores of a Xeon with AMX.  On one H200,
-        # by XLA in bfloat16, with an epoch less: 0.9502 (standard deviation 0.0009, n = 5) in 6.0 s.
+        # 95 % is the aim: 0.9511 (n = 1) in 1,891 s on two cores of a Xeon with AMX.  With an epoch
+        # less on one H200, by XLA in bfloat16: 0.9502 (standard deviation 0.0009, n = 5) in 6.0 s;
         # TensorFlow 2.21, Keras 3.15, 2026-11-26.
         dataclasses.replace(
             _FAST94,

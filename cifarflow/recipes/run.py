@@ -10,6 +10,7 @@ import contextlib
 import pathlib
 import platform
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,6 +50,7 @@ _SHOWN_KEYS = frozenset(
         "dataset",
         "parameters",
         "epochs",
+        "steps",
         "seed",
         "precision",
         "device",
@@ -143,99 +145,109 @@ def train_recipe(
     if check:
         check_pieces(pieces)
         print(CHECKED)
-    folder = Workdir(workdir) if workdir is not None else None
-    tags = {"dataset": dataset.name}
-    checkpoints, capsules = None, None
-    history = History(tags=tags)
-    if folder is not None:
-        there = folder.open(recipe.to_json(), resume=resume)
-        checkpoints = Checkpoints(folder.checkpoints, prepare=folder.ensure)
-        capsules = Capsules(folder.capsules, recipe=recipe.to_json())
-        if there and folder.metrics.exists():
-            history = History.load(folder.metrics, tags=tags, prepare=folder.ensure)
-        else:
-            history = History(folder.metrics, tags=tags, prepare=folder.ensure)
-        if profile is not None:
-            _profile(
-                folder.path / "profile",
-                profile,
+    with contextlib.ExitStack() as opened:
+        # Let go at the end, whatever it is.
+        folder = opened.enter_context(Workdir(workdir)) if workdir is not None else None
+        tags = {"dataset": dataset.name}
+        checkpoints, capsules = None, None
+        history = History(tags=tags)
+        if folder is not None:
+            there = folder.open(recipe.to_json(), resume=resume)
+            checkpoints = Checkpoints(
+                folder.checkpoints, prepare=folder.ensure, identity=recipe.to_json()
+            )
+            capsules = Capsules(folder.capsules, recipe=recipe.to_json())
+            if there and folder.metrics.exists():
+                history = History.load(folder.metrics, tags=tags, prepare=folder.ensure)
+            else:
+                history = History(folder.metrics, tags=tags, prepare=folder.ensure)
+            if profile is not None:
+                _profile(
+                    folder.path / "profile",
+                    profile,
+                    model,
+                    optimizer,
+                    batches=batches,
+                    loss_fn=loss_fn,
+                    jit_compile=recipe.jit_compile == "true",
+                )
+            summary = folder.read_summary(_SHOWN_KEYS)
+            newest = checkpoints.latest_whole() if summary is not None else None
+            # From an older checkpoint, where the last is damaged, its end is trained once more.
+            if summary is not None and newest is not None and newest == summary["steps"]:
+                # A finished run: the test set is not read a second time.
+                variables = [*model.variables, *optimizer.variables]
+                if pieces.averaging is not None:
+                    pieces.averaging.build(model)
+                    variables += pieces.averaging.variables
+                checkpoints.restore(newest, variables)
+                if pieces.averaging is not None:
+                    pieces.averaging.finish()
+                if hash_arrays(model.variables) != summary["weights_sha256"]:
+                    warnings.warn(
+                        f"the weights in {str(checkpoints.path(newest))!r} are not those that "
+                        f"{str(folder.path / 'summary.json')!r} is of: one of the two is another's",
+                        stacklevel=2,
+                    )
+                outputs = folder.read_test_outputs()
+                return Run(model, history, summary, folder.path, test_outputs=outputs)
+            # A run that ended between its test and its summary is tested again.
+            history.rows = [row for row in history.rows if row["split"] != "test"]
+            if tensorboard:
+                history.listeners.append(tensorboard_writer(folder.path / "tensorboard"))
+
+        first_step = (checkpoints.latest() or 0) if checkpoints is not None and resume else 0
+        total_steps = epochs_to_steps(recipe.epochs, steps_per_epoch=batches.steps_per_epoch)
+        with contextlib.ExitStack() as stack:
+            view = None
+            if progress is not None:
+                shown = progress(
+                    total_steps,
+                    steps_per_epoch=batches.steps_per_epoch,
+                    first_step=first_step,
+                    description=f"{recipe.name}, {dataset.name}",
+                )
+                view = stack.enter_context(shown)
+                _announce(view, recipe, dataset, model)
+            run = train(
                 model,
                 optimizer,
                 batches=batches,
+                total_steps=total_steps,
+                validation=validation,
+                hooks=hooks,
                 loss_fn=loss_fn,
+                freeze=pieces.freeze,
+                averaging=pieces.averaging,
                 jit_compile=recipe.jit_compile == "true",
+                history=history,
+                checkpoints=checkpoints,
+                checkpoint_every=checkpoint_every,
+                resume=resume,
+                on_nonfinite=on_nonfinite,
+                capsules=capsules,
+                progress=view,
             )
-        summary = folder.read_summary(_SHOWN_KEYS)
-        newest = checkpoints.latest_whole() if summary is not None else None
-        # From an older checkpoint, where the last is damaged, its end is trained once more.
-        if summary is not None and newest is not None and newest == summary["steps"]:
-            # A finished run: the test set is not read a second time.
-            variables = [*model.variables, *optimizer.variables]
-            if pieces.averaging is not None:
-                pieces.averaging.build(model)
-                variables += pieces.averaging.variables
-            checkpoints.restore(newest, variables)
-            if pieces.averaging is not None:
-                pieces.averaging.finish()
-            outputs = folder.read_test_outputs()
-            return Run(model, history, summary, folder.path, test_outputs=outputs)
-        # A run that ended between its test and its summary is tested again.
-        history.rows = [row for row in history.rows if row["split"] != "test"]
-        if tensorboard:
-            history.listeners.append(tensorboard_writer(folder.path / "tensorboard"))
-
-    first_step = (checkpoints.latest() or 0) if checkpoints is not None and resume else 0
-    total_steps = epochs_to_steps(recipe.epochs, steps_per_epoch=batches.steps_per_epoch)
-    with contextlib.ExitStack() as stack:
-        view = None
-        if progress is not None:
-            shown = progress(
-                total_steps,
-                steps_per_epoch=batches.steps_per_epoch,
-                first_step=first_step,
-                description=f"{recipe.name}, {dataset.name}",
-            )
-            view = stack.enter_context(shown)
-            _announce(view, recipe, dataset, model)
-        run = train(
-            model,
-            optimizer,
-            batches=batches,
-            total_steps=total_steps,
-            validation=validation,
-            hooks=hooks,
-            loss_fn=loss_fn,
-            freeze=pieces.freeze,
-            averaging=pieces.averaging,
-            jit_compile=recipe.jit_compile == "true",
-            history=history,
-            checkpoints=checkpoints,
-            checkpoint_every=checkpoint_every,
-            resume=resume,
-            on_nonfinite=on_nonfinite,
-            capsules=capsules,
-            progress=view,
-        )
-    outputs = predict(model, dataset.test.images, **predict_options(recipe))
-    summary = _summary(recipe, dataset, run, loss_fn, outputs)
-    history.flush()
-    summary["total_seconds"] = round(time.perf_counter() - started, 3)
-    if folder is not None and checkpoints is not None:
-        folder.write_test_outputs(outputs)
-        folder.write_json("summary.json", summary)
-        asked = {"tensorboard": tensorboard, "profile": profile is not None}
-        paths = [folder.path / name for name in asked if asked[name]]
-        lost = folder.missing(checkpoints.path(summary["steps"]), *paths)
-        best = checkpoints.lost_best()
-        if best is not None:
-            lost.append(f"the best checkpoint, of step {best}")
-        if lost:
-            raise WorkdirError(
-                f"workdir {str(workdir)!r} lacks {', '.join(lost)}, removed while the run went on: "
-                "all else is there; to have that too, run it again in another folder"
-            )
-    path = folder.path if folder is not None else None
-    return Run(model, history, summary, path, test_outputs=outputs)
+        outputs = predict(model, dataset.test.images, **predict_options(recipe))
+        summary = _summary(recipe, dataset, run, loss_fn, outputs)
+        history.flush()
+        summary["total_seconds"] = round(time.perf_counter() - started, 3)
+        if folder is not None and checkpoints is not None:
+            folder.write_test_outputs(outputs)
+            folder.write_json("summary.json", summary)
+            asked = {"tensorboard": tensorboard, "profile": profile is not None}
+            paths = [folder.path / name for name in asked if asked[name]]
+            lost = folder.missing(checkpoints.path(summary["steps"]), *paths)
+            best = checkpoints.lost_best()
+            if best is not None:
+                lost.append(f"the best checkpoint, of step {best}")
+            if lost:
+                raise WorkdirError(
+                    f"workdir {str(workdir)!r} lacks {', '.join(lost)}, removed while the run went "
+                    "on: all else is there; to have that too, run it again in another folder"
+                )
+        path = folder.path if folder is not None else None
+        return Run(model, history, summary, path, test_outputs=outputs)
 
 
 def check_pieces(pieces: Pieces) -> None:

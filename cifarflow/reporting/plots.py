@@ -78,6 +78,7 @@ _STYLE = {
     "savefig.facecolor": "auto",
     "text.color": INK,
     "text.usetex": False,
+    "text.parse_math": False,  # names are anybody's: of 'a $x$' it would make a formula, or fail
     "xtick.color": MUTED,
     "xtick.labelcolor": INK,
     "xtick.labelsize": 9,

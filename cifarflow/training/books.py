@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,10 @@ from cifarflow.training.clock import Clock
 from cifarflow.training.hooks import Hook, LoopState, Metrics
 from cifarflow.training.nonfinite import Watch
 from cifarflow.training.step import Sums
+from cifarflow.untrusted import shown
+
+# More are not kept in a checkpoint, whose header they are in.
+_MOST_UNWRITTEN = 1000
 
 
 class Total(NamedTuple):
@@ -50,6 +55,8 @@ class Books:
       hooks: those whose state is kept with them.
       watch: that of the run's numbers; its counts are kept too.
       say: told what goes wrong and is no end.
+      first_labels: a hash of the run's first labels, which must be those of the checkpoint that is
+        restored; None where they are not known.
 
     Attributes:
       clock: the run's.
@@ -65,11 +72,13 @@ class Books:
         hooks: Sequence[Hook],
         watch: Watch,
         say: Callable[[str], object],
+        first_labels: str | None = None,
     ) -> None:
         self.clock = Clock()
         self.pending = Total()
         self._state, self._variables, self._checkpoints = state, variables, checkpoints
         self._hooks, self._watch, self._say = hooks, watch, say
+        self._first_labels = first_labels
         self._saved_step: int | None = None
 
     def log_train(self) -> None:
@@ -115,15 +124,22 @@ class Books:
         if self._checkpoints is None or (self._saved_step == state.step and not due):
             return
         self._watch.look(state.step)
+        # What cannot be written is kept in the checkpoint; `add` has said it.
+        with contextlib.suppress(WorkdirError):
+            state.history.sync()
         extra = {
             "pending": list(self.pending),
             "hooks": [hook.get_state() for hook in self._hooks],
+            "hook_kinds": [type(hook).__qualname__ for hook in self._hooks],
             "clock": self.clock.get_state(),
             "skips": self._watch.get_state(),
+            "train": state.train and [*state.train],
             "validation": state.validation and [*state.validation, state.validation_step],
             "stop_reason": state.stop_reason,
             "due": list(due),
+            "first_labels": self._first_labels,
             "rows": len(state.history.rows),
+            "unwritten": state.history.unwritten()[-_MOST_UNWRITTEN:],
         }
         score = None
         if state.validation is not None and state.validation_step == state.step:
@@ -146,16 +162,30 @@ class Books:
             self._checkpoints.wait()
         self._state.history.flush()
 
+    def newest(self) -> pathlib.Path | None:
+        """The newest whole checkpoint, if there is one."""
+        if self._checkpoints is None:
+            return None
+        with contextlib.suppress(CheckpointError, WorkdirError):
+            # One that was begun may have failed, which is known.
+            with contextlib.suppress(WorkdirError):
+                self._checkpoints.wait()
+            step = self._checkpoints.latest_whole(report=self._say)
+            return None if step is None else self._checkpoints.path(step)
+        return None
+
     @contextlib.contextmanager
     def settled(self) -> Iterator[None]:
         """Leaves no file half-way: waits at the end of the block, after an exception too."""
         try:
             yield
-        except BaseException:
+        except BaseException as cause:
             try:
                 self.finish()
             except WorkdirError as error:
-                self._say(str(error))
+                # Once is enough.
+                if str(error) not in str(cause):
+                    self._say(str(error))
             raise
         self.finish()
 
@@ -169,7 +199,8 @@ class Books:
         assert checkpoints is not None
         newest = checkpoints.latest_whole(report=self._say)
         due: list[int] = []
-        rows = None
+        name = ""
+        log: dict[str, Any] = {}
         if newest is not None:
             if newest > state.total_steps:
                 raise ConfigError(
@@ -177,18 +208,50 @@ class Books:
                     f"not {state.total_steps}"
                 )
             extra = checkpoints.restore(newest, self._variables)
+            name = f"checkpoint {str(checkpoints.path(newest))!r}"
             try:
+                self._check_labels(name, extra["first_labels"])
+                self._check_kinds(name, extra["hook_kinds"])
                 due = self._take(extra, num_events)
-                rows = int(extra["rows"])
+                log = {"most": int(extra["rows"]), "unwritten": extra["unwritten"]}
+            except CheckpointError:
+                raise
             except (KeyError, TypeError, ValueError, AttributeError):
                 raise CheckpointError(
-                    f"checkpoint {str(checkpoints.path(newest))!r} is of a run with other hooks, "
-                    "or was not saved by train: give the same hooks in the same order"
+                    f"{name} is of a run with other hooks, or was not saved by train: give the "
+                    "same hooks in the same order"
                 ) from None
             state.step = newest
         # Rows from after the checkpoint, or of a run that died before its first one.
-        state.history.rewind(state.step, most=rows)
+        try:
+            lost = state.history.rewind(state.step, **log)
+        except (KeyError, TypeError, ValueError):
+            raise CheckpointError(f"{name} keeps rows of the log that are none") from None
+        if lost:
+            self._say(
+                f"the log lacks {lost} of the {log['most']} rows that were there at step "
+                f"{state.step}: going on without them"
+            )
         return due
+
+    def _check_labels(self, name: str, theirs: str | None) -> None:
+        """Refuses another seed or other data, where both are known."""
+        ours = self._first_labels
+        if None not in (ours, theirs) and ours != theirs:
+            raise CheckpointError(
+                f"{name} is of another run: its first batch is another: give the same data, seed "
+                "and batch size"
+            )
+
+    def _check_kinds(self, name: str, kinds: Sequence[str]) -> None:
+        """Refuses hooks of other kinds, which would take another's state for theirs."""
+        ours = [type(hook).__qualname__ for hook in self._hooks]
+        for place, (kind, our) in enumerate(zip(kinds, ours, strict=True)):
+            if kind != our:
+                raise CheckpointError(
+                    f"{name} is of a run with other hooks: hooks[{place}] was of kind "
+                    f"{shown(kind)}, not {our!r}: give the same hooks in the same order"
+                )
 
     def _take(self, extra: dict[str, Any], num_events: int) -> list[int]:
         """Takes back what `save` kept beside the variables."""
@@ -199,6 +262,8 @@ class Books:
         if not all(0 <= index < num_events for index in due):
             raise ValueError
         state.stop_reason = str(extra["stop_reason"])
+        if extra["train"]:
+            state.train = Metrics(*extra["train"])
         if extra["validation"]:
             *means, state.validation_step = extra["validation"]
             state.validation = Metrics(*means)

@@ -167,6 +167,13 @@ class Capsule:
         except CheckpointError as error:
             raise CapsuleError(f"capsule {str(self.path)!r} cannot be restored: {error}") from error
 
+    def state_bytes(self) -> int:
+        """The size of the file that `restore` reads, 0 if there is none."""
+        try:
+            return Checkpoints(self.path / "state").path(self.step).stat().st_size
+        except OSError:
+            return 0
+
 
 def make_examine(
     model: Any,
@@ -281,7 +288,7 @@ def save_capsule(
       ConfigError: if a number is out of range.
       WorkdirError: if it cannot be written, or another folder is in its place.
     """
-    path = pathlib.Path(folder).expanduser()
+    path = pathlib.Path(os.path.expanduser(folder))
     batch = [
         _Array(name, np.ascontiguousarray(array))
         for name, array in (("images", images), ("labels", labels))
@@ -339,7 +346,7 @@ def load_capsule(folder: str | os.PathLike[str]) -> Capsule:
     Raises:
       CapsuleError: if there is none, or it is damaged.
     """
-    path = pathlib.Path(folder).expanduser()
+    path = pathlib.Path(os.path.expanduser(folder))
     if not (path / _JSON).is_file():
         raise CapsuleError(f"there is no capsule in {str(path)!r}: it has no {_JSON}")
     try:

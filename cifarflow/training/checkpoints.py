@@ -9,8 +9,9 @@
     checkpoints.wait()
 
 A file is an uncompressed .npz (so nothing in it can run code): one array a variable, in order, and
-a JSON member with the step, names, shapes and a SHA-256 of itself and all the arrays' bytes.  It is
-written beside its final name, flushed to disk and renamed, so a file under a final name is whole.
+a JSON member with the step, names, shapes, which run it is of, and a SHA-256 of itself and all the
+arrays' bytes.  It is written beside its final name, flushed to disk and renamed, so a file under a
+final name is whole.
 """
 
 from __future__ import annotations
@@ -30,9 +31,17 @@ from typing import Any
 
 import numpy as np
 
-from cifarflow.errors import CheckpointError, check_float, check_int
+from cifarflow.errors import (
+    CheckpointError,
+    ConfigError,
+    WorkdirError,
+    check_float,
+    check_int,
+)
 from cifarflow.files import replacing
+from cifarflow.training.workdir import first_difference
 from cifarflow.untrusted import (
+    one_line,
     open_npz,
     parse_json,
     read_array,
@@ -46,7 +55,7 @@ _NAME = re.compile(r"step_([0-9]{8}|[1-9][0-9]{8,})\.npz")
 _BEST = "best.npz"
 # What a process that was killed while writing leaves beside them.
 _LEFTOVER = re.compile(r"\.(step_[0-9]{8,}|best)\.npz\.[0-9a-f]{16}")
-_FORMAT = 2
+_FORMAT = 3
 # A line a variable, and what is kept beside them.
 _HEADER_BYTES_LIMIT = 1_000_000
 # NumPy's format has no names for these, and keeps their bytes without one.
@@ -61,9 +70,11 @@ class Checkpoints:
       keep: how many of the newest files stay; older ones are removed after a save.
       prepare: called before a file is written, such as `Workdir.ensure`, perhaps in another thread;
         the WorkdirError that it may raise is as if the file could not be.
+      identity: JSON values that say which run this is, such as a recipe's `to_json()`: they are
+        kept in each file, and a file with others is not restored.  With None nothing is compared.
 
     Raises:
-      ConfigError: if keep is not a whole number >= 1.
+      ConfigError: if keep is not a whole number >= 1, or identity is no mapping of JSON values.
     """
 
     def __init__(
@@ -72,24 +83,47 @@ class Checkpoints:
         *,
         keep: int = 2,
         prepare: Callable[[], object] = lambda: None,
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
         self.directory = pathlib.Path(directory)
         self._keep = check_int("keep", keep)
         self._prepare = prepare
+        try:
+            # As a file gives it back: tuples are lists then.
+            self._identity = None if identity is None else json.loads(json.dumps(dict(identity)))
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"identity must be a mapping of JSON values, not {shown(identity)}"
+            ) from None
+        # Steps whose files were written and not removed, by this object.
+        self._kept: set[int] = set()
         # Step and score of the best that was ever written or found.
         self._best: tuple[int, float] | None = None
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
 
     def steps(self) -> list[int]:
-        """The steps that have a file, oldest first."""
-        if not self.directory.is_dir():
-            return []
-        found = (_NAME.fullmatch(entry.name) for entry in self.directory.iterdir())
+        """The steps that have a file, oldest first.
+
+        Raises:
+          WorkdirError: if the folder is there and cannot be read.
+        """
+        try:
+            if not self.directory.is_dir():
+                return []
+            found = [_NAME.fullmatch(entry.name) for entry in self.directory.iterdir()]
+        except OSError as error:
+            raise WorkdirError(
+                f"cannot read checkpoint folder {str(self.directory)!r}: {error.strerror}"
+            ) from error
         return sorted(int(match.group(1)) for match in found if match)
 
     def latest(self) -> int | None:
-        """The newest step that has a file, or None."""
+        """The newest step that has a file, or None.
+
+        Raises:
+          WorkdirError: if the folder is there and cannot be read.
+        """
         steps = self.steps()
         return steps[-1] if steps else None
 
@@ -101,6 +135,7 @@ class Checkpoints:
 
         Raises:
           CheckpointError: if there are files, and all are damaged.
+          WorkdirError: if the folder is there and cannot be read.
         """
         steps = self.steps()
         damaged: list[CheckpointError] = []
@@ -191,6 +226,7 @@ class Checkpoints:
         header: dict[str, Any] = {
             "format": _FORMAT,
             "step": step,
+            "identity": self._identity,
             "variables": [_describe(v, a) for v, a in zip(variables, arrays, strict=True)],
             "score": score,
             "extra": dict(extra or {}),
@@ -224,13 +260,26 @@ class Checkpoints:
             raise failure
 
     def _write(self, header: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
-        """Writes a file, to the best as well if it is that, and removes the oldest."""
+        """Writes a file, to the best as well if it is that, and removes the oldest.
+
+        Warns:
+          If files that were written before are gone.
+        """
+        gone = sorted(step for step in self._kept if not os.path.lexists(self.path(step)))
+        if gone:
+            self._kept.difference_update(gone)
+            warnings.warn(
+                f"checkpoint {str(self.path(gone[-1]))!r} was removed meanwhile"
+                f"{f', as were {len(gone) - 1} before it' if gone[1:] else ''}: that of step "
+                f"{header['step']} takes its place",
+                stacklevel=2,
+            )
         self._prepare()
         header["sha256"] = sha256_of(header, arrays)
         path = self.path(header["step"])
         members: dict[str, Any] = {f"{i:04d}": array for i, array in enumerate(arrays)}
         members["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
-        is_best = header["score"] is not None and header["score"] < self._best_score()
+        is_best = header["score"] is not None and header["score"] < self._best_score(header["step"])
         # The best first: a run killed in between that went on from the other, past this score,
         # would never write it.
         for target in [self.best_path] * is_best + [path]:
@@ -238,22 +287,30 @@ class Checkpoints:
                 np.savez(file, **members)
         if is_best:
             self._note_best(header)
+        self._kept.add(header["step"])
         with suppress(OSError):
-            for old in self.steps()[: -self._keep]:
-                if old != header["step"]:
-                    self.path(old).unlink(missing_ok=True)
+            steps = self.steps()
+            # Those of later steps are of a time that was rewound, since they were damaged.
+            now = steps.index(header["step"]) + 1
+            for old in [*steps[: max(0, now - self._keep)], *steps[now:]]:
+                self._kept.discard(old)
+                self.path(old).unlink(missing_ok=True)
             for entry in self.directory.iterdir():
                 if _LEFTOVER.fullmatch(entry.name):
                     entry.unlink(missing_ok=True)
 
-    def _best_score(self) -> float:
+    def _best_score(self, step: int) -> float:
+        """The score to be less than; `step` is that of the file to be written."""
         try:
             header = _read(self.best_path)[0]
+            self._check_identity(self.best_path, header)
         except CheckpointError as error:
-            if self._best is not None:
+            # Nothing is lost where there was none.
+            if self._best is not None or os.path.lexists(self.best_path):
+                was = f"it was that of step {self._best[0]}, and " if self._best else ""
                 warnings.warn(
-                    f"{error}: it was that of step {self._best[0]}, and the best of those to come "
-                    "takes its place",
+                    f"{error}: {was}the best of those to come, from step {step} on, takes its "
+                    "place",
                     stacklevel=2,
                 )
             return math.inf
@@ -287,10 +344,10 @@ class Checkpoints:
           The `extra` of `save`.
 
         Raises:
-          CheckpointError: if the file is missing or damaged, or is of other variables; nothing is
-            set then.
+          CheckpointError: if the file is missing or damaged, or is of another run or of other
+            variables; nothing is set then.
         """
-        return dict(_restore(self.path(step), variables)["extra"])
+        return dict(self._restore(self.path(step), variables)["extra"])
 
     def restore_best(self, variables: Sequence[Any]) -> int:
         """Sets the variables to those of the best checkpoint.
@@ -305,30 +362,45 @@ class Checkpoints:
         Raises:
           CheckpointError: as `restore`; no checkpoint with a score was saved, for one.
         """
-        step: int = _restore(self.best_path, variables, first_only=True)["step"]
+        step: int = self._restore(self.best_path, variables, first_only=True)["step"]
         return step
 
+    def _restore(
+        self, path: pathlib.Path, variables: Sequence[Any], *, first_only: bool = False
+    ) -> dict[str, Any]:
+        header, arrays = _read(path)
+        self._check_identity(path, header)
+        ours = [_describe(variable, variable) for variable in variables]
+        theirs = header["variables"]
+        if first_only:
+            theirs = theirs[: len(ours)]
+        if theirs != ours:
+            wrong = next(
+                ((shown(a), shown(b)) for a, b in zip(theirs, ours, strict=False) if a != b),
+                (f"{len(theirs)} variables", f"{len(ours)}"),
+            )
+            raise CheckpointError(
+                f"checkpoint {str(path)!r} is of another model: it has {wrong[0]}, "
+                f"the model has {wrong[1]}"
+            )
+        for variable, array in zip(variables, arrays, strict=not first_only):
+            variable.assign(array)
+        return header
 
-def _restore(
-    path: pathlib.Path, variables: Sequence[Any], *, first_only: bool = False
-) -> dict[str, Any]:
-    header, arrays = _read(path)
-    ours = [_describe(variable, variable) for variable in variables]
-    theirs = header["variables"]
-    if first_only:
-        theirs = theirs[: len(ours)]
-    if theirs != ours:
-        wrong = next(
-            ((shown(a), shown(b)) for a, b in zip(theirs, ours, strict=False) if a != b),
-            (f"{len(theirs)} variables", f"{len(ours)}"),
-        )
-        raise CheckpointError(
-            f"checkpoint {str(path)!r} is of another model: it has {wrong[0]}, "
-            f"the model has {wrong[1]}"
-        )
-    for variable, array in zip(variables, arrays, strict=not first_only):
-        variable.assign(array)
-    return header
+    def _check_identity(self, path: pathlib.Path, header: Mapping[str, Any]) -> None:
+        """Refuses a file of another run."""
+        ours, theirs = self._identity, header["identity"]
+        if ours is None:
+            return
+        what = "it does not say of which"
+        if theirs is not None:
+            key = first_difference(theirs, ours)
+            if key is None:
+                return
+            what = (
+                f"{one_line(key, length=60)}={shown(theirs.get(key))}, not {shown(ours.get(key))}"
+            )
+        raise CheckpointError(f"checkpoint {str(path)!r} is of another run: {what}")
 
 
 def _describe(variable: Any, value: Any) -> list[Any]:
@@ -379,6 +451,8 @@ def _read_arrays(members: zipfile.ZipFile, header: dict[str, Any]) -> list[np.nd
         raise ValueError(f"it holds {unknown} members more than it says")
     if type(header["step"]) is not int or not isinstance(header["extra"], dict):
         raise ValueError("its step is no number, or what is kept beside it no mapping")
+    if not isinstance(header["identity"], (dict, type(None))):
+        raise ValueError("what says which run it is of is no mapping")
     score = header["score"]
     if score is not None and not (type(score) in (int, float) and math.isfinite(score)):
         raise ValueError("its score is no number")

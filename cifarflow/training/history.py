@@ -18,7 +18,7 @@ import math
 import os
 import pathlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -106,7 +106,11 @@ class History:
             except WorkdirError as error:
                 # A full disk may have room again; training need not end for it.
                 if is_first:
-                    warnings.warn(f"{error}; trying again with each row", stacklevel=2)
+                    # With the step, since Python shows the same text once only.
+                    warnings.warn(
+                        f"{error}; trying again with each row after that of step {step}",
+                        stacklevel=2,
+                    )
         for listener in self.listeners:
             listener(row)
 
@@ -140,6 +144,25 @@ class History:
             raise WorkdirError(f"cannot write log {str(self._path)!r}: {error.strerror}") from error
         self._unwritten = []
 
+    def unwritten(self) -> list[Row]:
+        """The newest rows, as many as could not be written yet."""
+        return list(self._unwritten)
+
+    def sync(self) -> None:
+        """Writes as `flush`, and what was written survives a power cut.
+
+        Raises:
+          WorkdirError: if it cannot be.
+        """
+        self.flush()
+        if self._path is None or not self.rows:
+            return
+        try:
+            with self._path.open("rb") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise WorkdirError(f"cannot write log {str(self._path)!r}: {error.strerror}") from error
+
     def series(self, split: str, key: str) -> tuple[list[float], list[float]]:
         """The values of one key over the epochs.
 
@@ -153,23 +176,34 @@ class History:
         rows = [row for row in self.rows if row["split"] == split and row.get(key) is not None]
         return [row["epoch"] for row in rows], [row[key] for row in rows]
 
-    def rewind(self, step: int, *, most: int | None = None) -> None:
+    def rewind(
+        self, step: int, *, most: int | None = None, unwritten: Iterable[Mapping[str, Any]] = ()
+    ) -> int:
         """Drops the rows after `step`, on disk too: a resumed run writes them again.
 
         Args:
           step: steps done.
           most: how many rows there were, where some of that very step may have come later.
+          unwritten: what `unwritten` gave then, whose rows are added if the file lacks them.
+
+        Returns:
+          How many rows are lost; of a log in memory none.
 
         Raises:
+          ValueError: if one of `unwritten` is no row.
           WorkdirError: if the file cannot be written.
         """
+        added = [_read_row(json.dumps(row)) for row in unwritten]
         self.rows = [row for row in self.rows[:most] if row["step"] <= step]
+        if most is not None and len(self.rows) < most:
+            self.rows += [row for row in added if row not in self.rows]
         self._unwritten = []
         if self._path is None:
-            return
+            return 0
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
         with replacing(self._path, what="log") as file:
             file.write(text.encode())
+        return max(0, (most or 0) - len(self.rows))
 
     @classmethod
     def load(

@@ -43,7 +43,7 @@ from cifarflow.errors import (
 from cifarflow.training.averaging import Averaging
 from cifarflow.training.books import Books, Total
 from cifarflow.training.capsule import make_examine
-from cifarflow.training.checkpoints import Checkpoints
+from cifarflow.training.checkpoints import Checkpoints, hash_arrays
 from cifarflow.training.clock import Clock
 from cifarflow.training.history import History
 from cifarflow.training.hooks import EventSchedule, Every, Hook, LoopState, Metrics, epochs_to_steps
@@ -82,7 +82,8 @@ class TrainingInterrupted(KeyboardInterrupt):
 
     Attributes:
       step: steps done.
-      checkpoint: the file to go on from, None if the run keeps no checkpoints.
+      checkpoint: the file to go on from, of an older step where that one's could not be written;
+        None if the run has no checkpoints.
       signal: number of the signal that interrupted it, SIGINT or SIGTERM.
     """
 
@@ -91,8 +92,13 @@ class TrainingInterrupted(KeyboardInterrupt):
         step: int,
         checkpoint: pathlib.Path | None,
         signal_number: int = signal.SIGINT,
+        *,
+        trouble: str = "",
     ) -> None:
         kept = f"all is saved in {checkpoint}" if checkpoint else "nothing was saved"
+        if trouble:
+            older = f"what is saved is {checkpoint}" if checkpoint else "nothing was saved"
+            kept = f"{trouble}; {older}"
         super().__init__(f"interrupted after step {step}: {kept}")
         self.step = step
         self.checkpoint = checkpoint
@@ -275,8 +281,21 @@ def train(
         make_examine=functools.partial(make_examine, model, optimizer, freeze=freeze, **options),
         capsules=capsules,
         say=say,
+        stopped=lambda: came(),
     )
-    books = Books(state, variables, checkpoints=checkpoints, hooks=hooks, watch=watch, say=say)
+    first_labels = None
+    if checkpoints is not None and hasattr(batches, "batch_at"):
+        # Not the images: augmentation may round otherwise on another machine.
+        first_labels = hash_arrays(batches.batch_at(0)[1:])
+    books = Books(
+        state,
+        variables,
+        checkpoints=checkpoints,
+        hooks=hooks,
+        watch=watch,
+        say=say,
+        first_labels=first_labels,
+    )
 
     came: Callable[[], int]  # says which signal has come; set below
 
@@ -323,8 +342,12 @@ def train(
         while True:
             due = schedule.unfinished()
             if came():
-                books.save(due=due)
-                books.finish()
+                try:
+                    books.save(due=due)
+                    books.finish()
+                except WorkdirError as error:
+                    path, trouble = books.newest(), str(error)
+                    raise TrainingInterrupted(state.step, path, came(), trouble=trouble) from error
                 path = checkpoints.path(state.step) if checkpoints is not None else None
                 raise TrainingInterrupted(state.step, path, came())
             if not due:

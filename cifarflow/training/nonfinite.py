@@ -20,6 +20,7 @@ import math
 import os
 import pathlib
 import shlex
+import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -56,6 +57,7 @@ class Watch:
         tells what is not finite and changes nothing; called when there is a step to examine.
       capsules: where to keep the steps that fail; None keeps none.
       say: told, in a line each, which steps were skipped.
+      stopped: says whether a signal has come, which ends the hunt for a step.
     """
 
     def __init__(
@@ -68,10 +70,11 @@ class Watch:
         make_examine: Callable[[], Callable[[Any, Any], Findings]],
         capsules: Capsules | None = None,
         say: Callable[[str], object],
+        stopped: Callable[[], object] = lambda: False,
     ) -> None:
         self._model, self._optimizer, self._variables = model, optimizer, list(variables)
         self._batches, self._capsules, self._say = batches, capsules, say
-        self._make_examine = make_examine
+        self._make_examine, self._stopped = make_examine, stopped
         self._examine: Callable[[Any, Any], Findings] | None = None
         self._has_scale = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         self._skipped_steps, self._loss_scale_skips = 0, 0
@@ -195,10 +198,10 @@ class Watch:
                     f"{symptom}, which began in step {step}, the first being 0: "
                     f"{found}; {self._advice()}{kept}"
                 )
-        raise NonFiniteError(
-            f"{symptom} within steps {first_step} to {last_step - 1}, and did not when these were "
-            f"run again: {self._advice()}"
-        )
+        within = f"{symptom} within steps {first_step} to {last_step - 1}"
+        if self._stopped():
+            raise NonFiniteError(f"{within}; which it was is not known, as a signal came first")
+        raise NonFiniteError(f"{within}, and did not when these were run again: {self._advice()}")
 
     def _advice(self) -> str:
         return f"try a smaller learning_rate than {float(self._optimizer.learning_rate):g}"
@@ -218,6 +221,9 @@ class Watch:
                 continue
             with self._runner.visiting(first_step):
                 for step in range(first_step, last_step):
+                    if self._stopped():
+                        snapshot.restore()
+                        return
                     before = Snapshot(self._variables)
                     sums = self._runner.run(1)
                     is_skipped = bool(float(sums.skipped))
@@ -307,4 +313,5 @@ class Capsules:
             return str(error)
         if self._recipe is None:
             return f"the step is kept in {folder}"
-        return f"to run it again: python -m cifarflow replay {shlex.quote(str(folder))}"
+        python = shlex.quote(pathlib.Path(sys.executable).name or "python")
+        return f"to run it again: {python} -m cifarflow replay {shlex.quote(str(folder))}"

@@ -274,7 +274,7 @@ def _check_directory(directory: str | os.PathLike[str]) -> pathlib.Path:
     """The directory as a path, if a profile can be written there; it makes nothing."""
     if not isinstance(directory, (str, os.PathLike)) or not str(directory).strip():
         raise ConfigError(f"directory must be a path, or None to keep nothing, not {directory!r}")
-    folder = pathlib.Path(directory).expanduser()
+    folder = pathlib.Path(os.path.expanduser(directory))
     try:
         kept = (name for name in (_SUMMARY, _CHROME, _PLUGIN) if (folder / name).exists())
         there = next(kept, None)

@@ -15,6 +15,9 @@ In the folder are
 
 The summary is written last: a folder that has it holds a finished run.
 
+While a process works in the folder it holds a lock on the file `.lock` there, so that a second one
+is refused.  A process that was killed leaves the file and no lock.
+
 Somebody may remove the folder while its run goes on.  Whoever writes into it calls `ensure` before
 that, which makes it anew; the log is then written from its beginning, and at the end of the run
 `missing` says what could not be.
@@ -25,9 +28,18 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import time
 import warnings
+import weakref
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from types import TracebackType
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
 
 import numpy as np
 
@@ -49,22 +61,35 @@ from cifarflow.untrusted import (
 _JSON_BYTES_LIMIT = 1_000_000
 # What a summary's readers print or draw, and what that must be.
 _SUMMARY_NUMBERS = (
-    *("parameters", "epochs", "seed", "train_seconds", "images_per_second"),
+    *("parameters", "epochs", "train_seconds", "images_per_second"),
     *("test_loss", "test_accuracy"),
 )
 _SUMMARY_TEXTS = ("recipe", "dataset", "precision", "device", "weights_sha256")
 
 
 class Workdir:
-    """One run's folder.
+    """One run's folder; as a context manager it closes itself.
 
     Args:
       path: the folder; made by `open`.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = pathlib.Path(path).expanduser()
+        # Of an unknown user, unlike pathlib's, this leaves the name as it is.
+        self.path = pathlib.Path(os.path.expanduser(path))
         self._recipe: Mapping[str, Any] | None = None
+        self._lock: _Lock | None = None
+
+    def __enter__(self) -> Workdir:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -92,9 +117,40 @@ class Workdir:
           Whether a run of this recipe is there already.
 
         Raises:
-          WorkdirError: if the folder cannot be written, holds another recipe's run, or holds one
-            and `resume` is False.
+          WorkdirError: if the folder cannot be written, another process is running in it, it holds
+            another recipe's run, or holds one and `resume` is False.
         """
+        try:
+            return self._open(recipe, resume=resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Lets other processes in; nothing more may be written."""
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = self._recipe = None
+
+    def _take_lock(self) -> None:
+        """Takes the lock, if this object does not hold it; anew where its file was removed."""
+        if self._lock is not None:
+            if self._lock.is_there():
+                return
+            self._lock.release()
+            self._lock = None
+        try:
+            self._lock = _Lock(self.path / ".lock")
+        except BlockingIOError:
+            raise WorkdirError(
+                f"another process is running in workdir {str(self.path)!r}: wait for it, or give "
+                "another folder"
+            ) from None
+        except OSError:
+            # A file system that knows no locks is no reason not to run.
+            self._lock = None
+
+    def _open(self, recipe: Mapping[str, Any], *, resume: bool) -> bool:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".probe.{os.getpid()}"
@@ -105,10 +161,11 @@ class Workdir:
                 f"cannot write to workdir {str(self.path)!r}: {error.strerror}; "
                 "give a folder that can be made and written"
             ) from error
+        self._take_lock()
         found = self.read_json("recipe.json")
         if found is None:
             ours = (self.metrics, self.checkpoints, self.path / "summary.json")
-            left = next((p for p in ours if p.exists()), None)
+            left = next((path for path in ours if self._exists(path)), None)
             if left is not None:
                 raise WorkdirError(
                     f"workdir {str(self.path)!r} has {left.name} but no recipe.json: "
@@ -117,7 +174,7 @@ class Workdir:
             self.write_json("recipe.json", recipe)
             self._recipe = recipe
             return False
-        key = _first_difference(found, recipe)
+        key = first_difference(found, recipe)
         if key is not None:
             raise WorkdirError(
                 f"workdir {str(self.path)!r} holds a run with {one_line(key, length=60)}="
@@ -147,27 +204,48 @@ class Workdir:
         except DataError as error:
             raise WorkdirError(f"cannot write to workdir {str(self.path)!r}: {error}") from error
         if found is None:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise WorkdirError(
+                    f"cannot write to workdir {str(self.path)!r}: {error.strerror}"
+                ) from error
+            self._take_lock()
             self.write_json("recipe.json", self._recipe)
+            # With the time, since Python shows the same text once only.
             warnings.warn(
                 f"workdir {str(self.path)!r} was removed, or its files were: it is made anew, with "
-                "the whole log; what else was in it is lost",
+                f"the whole log; what else was in it is lost (seen at {time.strftime('%H:%M:%S')})",
                 stacklevel=2,
             )
-        elif _first_difference(found, self._recipe) is not None:
+        elif first_difference(found, self._recipe) is not None:
             raise WorkdirError(
                 f"workdir {str(self.path)!r} holds another run by now: nothing more of this one is "
                 "written into it"
             )
+        else:
+            self._take_lock()
 
     def missing(self, *paths: pathlib.Path) -> list[str]:
         """What a finished run should have and this one has not, by name.
 
         Args:
           *paths: files and folders in this folder beside recipe, log, test outputs and summary.
+
+        Raises:
+          WorkdirError: if the folder cannot be read.
         """
         names = ("recipe.json", "metrics.jsonl", "test_outputs.npy", "summary.json")
         every = [*(self.path / name for name in names), *paths]
-        return [str(path.relative_to(self.path)) for path in every if not path.exists()]
+        return [str(path.relative_to(self.path)) for path in every if not self._exists(path)]
+
+    def _exists(self, path: pathlib.Path) -> bool:
+        try:
+            return path.exists()
+        except OSError as error:
+            raise WorkdirError(
+                f"cannot read workdir {str(self.path)!r}: {error.strerror}"
+            ) from error
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Reads one of the folder's JSON files; None if it is not there.
@@ -251,27 +329,85 @@ class Workdir:
             file.write((json.dumps(value, indent=2) + "\n").encode())
 
 
-def _first_difference(found: Mapping[str, Any], recipe: Mapping[str, Any]) -> str | None:
+class _Lock:
+    """A lock on a file that goes with the object, or with the process however that ends.
+
+    Args:
+      path: the file; it is made if need be, and removed with the lock.
+
+    Raises:
+      BlockingIOError: if somebody else holds it.
+      OSError: if there can be none.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
+        while True:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                if fcntl is not None:
+                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BaseException:
+                os.close(self._file)
+                raise
+            # Whoever held it may have removed it in between: the next one then has another file.
+            if self.is_there():
+                break
+            os.close(self._file)
+        self._release = weakref.finalize(self, _unlock, self._file, path, os.getpid())
+
+    def is_there(self) -> bool:
+        """Whether the file that is locked is the one under the name."""
+        return _is_open_as(self._file, self._path)
+
+    def release(self) -> None:
+        """Gives the lock back; once."""
+        self._release()
+
+
+def _unlock(file: int, path: pathlib.Path, process: int) -> None:
+    """Removes a locked file and closes it; what a child process has of it is not its own."""
+    with suppress(OSError):
+        if os.getpid() == process and _is_open_as(file, path):
+            path.unlink()
+    os.close(file)
+
+
+def _is_open_as(file: int, path: pathlib.Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except OSError:
+        return False
+
+
+def first_difference(found: Mapping[str, Any], recipe: Mapping[str, Any]) -> str | None:
     """The first key, by name, in which two recipes differ; None if they do not."""
     keys = sorted(set(found) | set(recipe))
     return next((key for key in keys if found.get(key) != recipe.get(key)), None)
 
 
-def _is_as_it_must_be(key: str, value: object) -> bool:
+def _is_as_it_must_be(key: str, value: Any) -> bool:
     """Whether a summary's value can be printed and drawn; others than the known may be anything."""
     if key in _SUMMARY_NUMBERS:
         return _is_number(value)
     if key in _SUMMARY_TEXTS:
-        return isinstance(value, str)
+        return isinstance(value, str) and value.isprintable()
+    if key in ("steps", "skipped_steps", "seed"):
+        return _is_count(value) and (key != "seed" or value < 2**31)
     if key == "examples":
         splits = ("train", "validation", "test")
         return isinstance(value, dict) and all(_is_number(value.get(split)) for split in splits)
     if key == "confusion_matrix":
         return isinstance(value, list) and all(
-            isinstance(row, list) and len(row) == len(value) and all(map(_is_number, row))
+            isinstance(row, list) and len(row) == len(value) and all(map(_is_count, row))
             for row in value
         )
     return True
+
+
+def _is_count(value: Any) -> bool:
+    # So that a table of them can be added up in 64 bits.
+    return type(value) is int and 0 <= value < 2**40
 
 
 def _is_number(value: object) -> bool:
