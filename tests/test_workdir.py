@@ -270,6 +270,27 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, code):
         workdir.ensure()
 
 
+def test_a_lock_keeps_no_file_open_for_writing_unless_it_must(tmp_path, monkeypatch):
+    """A disk with a file that is open for writing cannot be made read-only."""
+    flock, asked = fcntl.flock, []
+
+    def record(file, operation):
+        asked.append(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE)
+        if is_nfs and asked[-1] == os.O_RDONLY:
+            raise OSError(errno.EBADF, "as NFS does")
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", record)
+    for is_nfs, access in ((False, [os.O_RDONLY]), (True, [os.O_RDONLY, os.O_RDWR])):
+        folder = Workdir(tmp_path / str(is_nfs))
+        asked.clear()
+        folder.open(RECIPE, resume=False)
+        assert asked == access
+        with pytest.raises(WorkdirError, match="another process is running"):
+            Workdir(folder.path).open(RECIPE, resume=True)
+        folder.close()
+
+
 def test_a_system_without_locks(tmp_path, monkeypatch):
     monkeypatch.setattr("cifarflow.training.workdir.fcntl", None)
     with Workdir(tmp_path) as workdir:

@@ -25,6 +25,7 @@ that, which makes it anew; the log is then written from its beginning, and at th
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pathlib
@@ -343,13 +344,14 @@ class _Lock:
     def __init__(self, path: pathlib.Path) -> None:
         self._path = path
         while True:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                if fcntl is not None:
-                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BaseException:
-                os.close(self._file)
-                raise
+                # Not open for writing: that would keep a disk from being made read-only.
+                self._file = _locked(path, os.O_RDONLY)
+            except OSError as error:
+                if error.errno != errno.EBADF:
+                    raise
+                # NFS locks only what is.
+                self._file = _locked(path, os.O_RDWR)
             # Whoever held it may have removed it in between: the next one then has another file.
             if self.is_there():
                 break
@@ -363,6 +365,18 @@ class _Lock:
     def release(self) -> None:
         """Gives the lock back; once."""
         self._release()
+
+
+def _locked(path: pathlib.Path, access: int) -> int:
+    """Opens a file, made if need be, and locks it."""
+    file = os.open(path, access | os.O_CREAT, 0o666)
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
 
 
 def _unlock(file: int, path: pathlib.Path, process: int) -> None:
