@@ -66,6 +66,8 @@ def loop(monkeypatch):
     torch.set_num_threads(1)
     yield torch_trials
     torch.set_num_threads(threads)
+    # The loop turns it on for the whole process, where other tests need the smallest numbers.
+    torch.set_flush_denormal(False)
 
 
 def images_of(count, seed=0):
