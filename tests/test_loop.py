@@ -709,6 +709,18 @@ def test_rows_that_the_log_has_lost(tmp_path, cut):
     assert untimed(History.load(log)) == untimed(run.history)
 
 
+@pytest.mark.parametrize("rows", [[{"step": "four"}], [4], "four", 4])
+def test_rows_in_a_checkpoint_that_are_none_are_refused(tmp_path, monkeypatch, rows):
+    options = {"total_steps": 4, "checkpoints": Checkpoints(tmp_path), "log_every": Every(steps=2)}
+    train_tiny(**options)
+    take = Checkpoints.restore
+    monkeypatch.setattr(
+        Checkpoints, "restore", lambda *args: {**take(*args), "rows": 9, "unwritten": rows}
+    )
+    with pytest.raises(CheckpointError, match="keeps rows of the log that are none"):
+        train_tiny(**options, resume=True)
+
+
 def test_a_hook_of_the_step_that_is_resumed_sees_the_means(tmp_path):
     seen = []
 
