@@ -718,8 +718,10 @@ def test_leaks(call, local, tmp_path):
     for result in results:
         assert all(row["threads"] >= 1 for row in result["rows"])
         assert all(row["rss_bytes"] > 1e7 for row in result["rows"])
-        # Whatever else it does: it closes its files.
-        assert result["grown"]["handles"][1] <= result["grown"]["handles"][0]
+        # Whatever else it does, it closes its files: one that stays open a turn would be as many
+        # more as there are turns.  One or two come and go with the threads of TensorFlow.
+        before, after = result["grown"]["handles"]
+        assert after - before < result["count"] - result["settled"]
     assert "| models in one process |" in out
 
 
