@@ -56,6 +56,15 @@ if TYPE_CHECKING:
         plot_random_from_each_class,
     )
     from cifarflow.reporting.progress import Progress
+    from cifarflow.sweeps import (
+        Point,
+        PointResult,
+        Ranked,
+        make_points,
+        parse_grid,
+        rank,
+        run_points,
+    )
     from cifarflow.training.averaging import Lookahead, WeightEMA
     from cifarflow.training.capsule import (
         Capsule,
@@ -120,6 +129,15 @@ _MODULES = {
         "plot_random_from_each_class",
     ),
     "reporting.progress": ("Progress",),
+    "sweeps": (
+        "Point",
+        "PointResult",
+        "Ranked",
+        "make_points",
+        "parse_grid",
+        "rank",
+        "run_points",
+    ),
     "training.averaging": ("Lookahead", "WeightEMA"),
     "training.capsule": ("Capsule", "CapsuleError", "Findings", "examine_step", "load_capsule"),
     "training.checkpoints": ("Checkpoints",),

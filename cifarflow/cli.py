@@ -245,8 +245,13 @@ def _parse_numbers(name: str, text: str) -> tuple[float, ...]:
         raise ConfigError(f"--{name} must be numbers joined by commas, not {text!r}") from None
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[..., None], *, takes_words: bool = False) -> None:
     """Parses the flags, runs `main`, and ends the process.
+
+    Args:
+      main: what to run.
+      takes_words: whether it is given the words that are no flags, as a list; else there may be
+        none.
 
     Exit status: 0 when done, 2 when the input cannot work (one line on stderr), 130 when
     interrupted by Ctrl-C and 143 by SIGTERM, with the state saved.  Any other exception is a bug
@@ -262,11 +267,14 @@ def run(main: Callable[[], None]) -> None:
         # Where training does not note it: while data is read, say, or the test set.
         kept = signal.signal(signal.SIGTERM, terminate)
         try:
-            if len(argv) > 1:
+            if takes_words:
+                main(list(argv[1:]))
+            elif len(argv) > 1:
                 raise ConfigError(
                     f"unexpected argument {argv[1]!r}: options are written --name=value"
                 )
-            main()
+            else:
+                main()
         except CifarflowError as error:
             return _complain(str(error))
         except TrainingInterrupted as error:

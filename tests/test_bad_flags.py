@@ -21,6 +21,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# Scripts whose words are more than flags.
+TAKE_WORDS = {"examples/sweep.py"}
 # Whatever gets as far as its data has not been refused: this is where it ends.
 NO_DATA = "no-such-data"
 
@@ -61,7 +63,7 @@ def run_all(lines):
             code = None
             try:
                 with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                    cli.run(module.main)
+                    cli.run(module.main, takes_words=script in TAKE_WORDS)
             except SystemExit as end:
                 code = end.code
             except BaseException:
@@ -198,6 +200,16 @@ BY_HAND = {
         *("--seed=2147483647 --runs=2", "--data_dir", "--progress=x", "fast94", "--workdir=x"),
         *("--check=perhaps", "--on_nonfinite=skip"),
     ],
+    "examples/sweep.py": [
+        *("--sweep=", "--sweep=seed", "--sweep=seed=", "--sweep=seed=a", "--sweep=seeds=1"),
+        *("--sweep=seed=1,1", "--sweep=seed=0..99999", "--sweep=seed=3..1", "--sweep=name=a"),
+        *("--sweep=seed=1 --sweep=seed=2", "--sweep=momentum=0.5,1", "--sweep=epochs=0"),
+        *("--sweep=augment=none|spin", "--sweep=model_options=units", "--sweep=nesterov=yes"),
+        *("--sweep=validation_fraction=0,0.1", "--sweep=learning_rate=0.1;0.2", "--sweep"),
+        *("--sweep=seed=1 --processes=-1", "--sweep=seed=1 --processes=x"),
+        *("--sweep=seed=1 --point=1", "--sweep=seed=1 --point=-2", "--sweep=seed=1 --resume"),
+        *("seed=1 --epochs=0", "learning_rate", "--sweep=seed=1 --workdir="),
+    ],
     "examples/custom_loop.py": [
         *("--steps=0", "--steps=-1", "--steps=1.5", "--steps=many", "--steps=", "--steps"),
         *("--data=cifar100", "--data=", "--data=CIFAR10", "--epochs=3", "500", "--batch_size=8"),
@@ -274,7 +286,7 @@ def scripts():
     """Every script that is run with flags."""
     for folder in ("examples", "benchmarks"):
         for path in sorted((ROOT / folder).glob("*.py")):
-            if "cli.run(main)" in path.read_text():
+            if "\n    cli.run(main" in path.read_text():
                 yield f"{folder}/{path.name}"
 
 

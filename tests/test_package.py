@@ -53,6 +53,7 @@ FLOORS = {
         "recipes",
     },
     "replay": {"errors", "device", "training.step", "training", "recipes"},
+    "sweeps": {"errors", "files", "untrusted", "data", "evaluation", "training", "recipes"},
     "reporting": {"errors", "files", "data", "evaluation", "training"},
     "cli": {"errors", "untrusted", "device", "data", "training", "recipes", "reporting"},
     "__main__": {"errors", "training", "replay", "cli"},

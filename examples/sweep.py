@@ -1,0 +1,102 @@
+"""Trains a recipe with every combination of some settings, ranks them, and draws the ranking.
+
+    python examples/sweep.py --recipe=lab_cnn --sweep learning_rate=0.01,0.02 seed=0..4
+    python examples/sweep.py --recipe=lab_cnn --sweep 'augment=none|flip,crop:4' --epochs=2
+    python examples/sweep.py --sweep learning_rate=0.01,0.02 --workdir=runs/rates --resume
+
+What follows --sweep is FIELD=VALUE,VALUE,... or FIELD=FIRST..LAST, as often as wanted; where values
+have commas themselves, a bar parts them.  Any other field of the recipe is a flag, as for train.py.
+
+Settings are ranked by validation accuracy.  Each combination is a run in a folder of its own; with
+--resume those that are finished stay and an interrupted one goes on.  Where there are several GPUs,
+a process on each takes the next run; --processes=N asks for so many processes.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+
+import tensorflow as tf
+from absl import flags
+
+import cifarflow as cf
+from cifarflow import cli, sweeps
+from cifarflow.errors import ConfigError, WorkdirError, check_int
+
+FLAGS = flags.FLAGS
+# Of the training images, to rank by, where the recipe trains on all.
+HELD_OUT = 0.1
+cli.define_recipe_flags("lab_cnn")
+cli.define_run_flags(
+    workdir_help="folder of all the runs (default: a new one, runs/sweep-DATE-TIME)"
+)
+flags.DEFINE_multi_string("sweep", [], "a field and its values, FIELD=VALUE,VALUE,...; repeatable")
+flags.DEFINE_integer("processes", 0, "runs at a time, each a process; 0: one for each GPU, or 1")
+flags.DEFINE_integer("point", -1, "run this one of the combinations only, counted from 0")
+
+
+def main(words: list[str]) -> None:
+    # A shell's words after --sweep's first are none of a flag.
+    grid = sweeps.parse_grid([*FLAGS.sweep, *words])
+    recipe = cli.recipe_from_flags()
+    if not recipe.validation_fraction and "validation_fraction" not in grid:
+        recipe = cf.get_recipe(recipe, validation_fraction=HELD_OUT)
+    points = sweeps.make_points(recipe, grid)
+    processes = check_int("--processes", FLAGS.processes, minimum=0)
+    only = check_int("--point", FLAGS.point, minimum=-1)
+    if only >= len(points):
+        raise ConfigError(f"--point must be below the {len(points)} combinations, not {only}")
+    options = cli.run_options_from_flags("sweep")
+    workdir = pathlib.Path(options.pop("workdir"))
+    if not options["resume"]:
+        there = next((point.name for point in points if (workdir / point.name).exists()), None)
+        if there is not None and only < 0:
+            raise WorkdirError(
+                f"workdir {str(workdir)!r} holds a run {there!r} already: add --resume to go on "
+                "with the sweep, or give another folder"
+            )
+    gpus = tf.config.list_physical_devices("GPU")
+    processes = min(processes or max(1, len(gpus)), len(points))
+    if only >= 0:
+        sweeps.run_point(points[only], workdir=workdir, dataset=None, **options)
+        return
+    print(f"{len(points)} runs of {recipe.name}, {processes} at a time, in {workdir}")
+    if processes > 1:
+        results = sweeps.run_processes(
+            points,
+            workdir=workdir,
+            command=lambda place: _command(workdir, place),
+            environments=[
+                {"CUDA_VISIBLE_DEVICES": str(slot % len(gpus))} if gpus else {}
+                for slot in range(processes)
+            ],
+        )
+    else:
+        results = sweeps.run_points(points, workdir=workdir, **options)
+    sweeps.write_csv(results, workdir / "results.csv")
+    print(f"\n{sweeps.describe(results)}")
+    if FLAGS.plots:
+        ranked = sweeps.rank(results)
+        cf.plot_comparison(
+            [each.label for each in ranked],
+            [
+                [r.validation_accuracy for r in each.results if r.validation_accuracy is not None]
+                for each in ranked
+            ],
+            metric="validation accuracy",
+            title=f"{recipe.name}, {len(points)} runs",
+            path=workdir / "sweep.png",
+        )
+    print(f"all runs are in {workdir}")
+
+
+def _command(workdir: pathlib.Path, place: int) -> list[str]:
+    """This command for one of the combinations."""
+    own = [f"--workdir={workdir}", f"--point={place}", "--resume", "--noprogress"]
+    return [sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:], *own]
+
+
+if __name__ == "__main__":
+    cli.run(main, takes_words=True)
