@@ -21,11 +21,15 @@ if TYPE_CHECKING:
         random_brightness,
         random_contrast,
         random_crop,
+        random_erasing,
         random_flip,
     )
     from cifarflow.data.cifar10 import load_cifar10
+    from cifarflow.data.color import random_hue, random_saturation
     from cifarflow.data.dataset import DATA_CHOICES, load_data
+    from cifarflow.data.mixing import cutmix, mixup
     from cifarflow.data.pipeline import ArrayBatches, DatasetBatches, evaluation_batches
+    from cifarflow.data.randaugment import rand_augment
     from cifarflow.data.splits import Dataset, Split
     from cifarflow.errors import CifarflowError, NonFiniteError
     from cifarflow.evaluation.metrics import confusion_matrix, per_class_accuracy
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
     from cifarflow.replay import replay_capsule
     from cifarflow.reporting.diagram import model_summary, plot_model
     from cifarflow.reporting.plots import (
+        plot_augmentations,
         plot_comparison,
         plot_confusion_matrix,
         plot_history,
@@ -94,11 +99,15 @@ _MODULES = {
         "random_brightness",
         "random_contrast",
         "random_crop",
+        "random_erasing",
         "random_flip",
     ),
     "data.cifar10": ("load_cifar10",),
+    "data.color": ("random_hue", "random_saturation"),
     "data.dataset": ("DATA_CHOICES", "load_data"),
+    "data.mixing": ("cutmix", "mixup"),
     "data.pipeline": ("ArrayBatches", "DatasetBatches", "evaluation_batches"),
+    "data.randaugment": ("rand_augment",),
     "data.splits": ("Dataset", "Split"),
     "errors": ("CifarflowError", "NonFiniteError"),
     "evaluation.metrics": ("confusion_matrix", "per_class_accuracy"),
@@ -121,6 +130,7 @@ _MODULES = {
     "replay": ("replay_capsule",),
     "reporting.diagram": ("model_summary", "plot_model"),
     "reporting.plots": (
+        "plot_augmentations",
         "plot_comparison",
         "plot_confusion_matrix",
         "plot_history",

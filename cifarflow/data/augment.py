@@ -1,4 +1,4 @@
-"""Random flips, crops, light and cutouts: pure functions of a seed, a whole batch at a time.
+"""Random augmentation: pure functions of a seed, a whole batch at a time.
 
     seed = tf.constant([0, 17], tf.int64)          # (the run's seed, the step)
     images = random_flip(images, seed)
@@ -6,59 +6,64 @@
     images = random_brightness(images, seed, strength=0.14)
     images = random_contrast(images, seed, strength=0.13)
     images = cutout(images, seed, size=8)
+    images = random_erasing(images, seed, probability=0.25)
 
     augment = make_augment("flip,crop:4,cutout:8")  # three of them, flip and crop in one pass
     images = augment(images, seed)
 
 Every function takes images [B, H, W, C] of any dtype and a seed [2] int64, and returns images of
-the same shape and dtype (`make_augment`'s with light: float32).  The same arguments always give the
-same result, so that any batch of the past can be drawn again: for uint8 images the same bytes on
-every device.
+the same shape and dtype (`make_augment`'s with light, color or mixup: float32).  The same arguments
+always give the same result, so that any batch of the past can be drawn again: for uint8 images the
+same bytes on every device.  Only where `make_augment` multiplies by several of contrast,
+saturation, hue and mixup, the last digit of float32 may be another one on another device.
 
-`alternating_flip` takes each image's place in the training arrays and the epoch as well.
+`alternating_flip` takes each image's place in the training arrays and the epoch as well.  Color is
+in `cifarflow.data.color`, RandAugment in `randaugment`; what changes labels too is in `mixing`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from cifarflow.data.color import MOST_HUE, MOST_SATURATION, compute_dtype, recolor
+from cifarflow.data.draws import (
+    ALTFLIP,
+    BRIGHTNESS,
+    CONTRAST,
+    CROP,
+    CUTOUT_COLUMN,
+    CUTOUT_ROW,
+    ERASE,
+    ERASE_CORNER,
+    ERASE_NOISE,
+    ERASE_SIZE,
+    FLIP,
+    UNITS,
+    draw,
+    draw_bytes,
+    image_sides,
+)
+from cifarflow.data.mixing import MOST_ALPHA, mix
+from cifarflow.data.randaugment import MOST_MAGNITUDE, MOST_OPS, rand_augment
 from cifarflow.errors import ConfigError, DataError, check_float, check_int
 
 AugmentFn = Callable[..., Any]
 
-# Each kind of draw has its own stream: adding a transform to a recipe leaves the others' draws
-# as they were.
-_FLIP, _CROP, _CUTOUT_ROW, _CUTOUT_COLUMN, _BRIGHTNESS, _CONTRAST, _ALTFLIP = range(1, 8)
-
 # A quarter of the scale is about the standard deviation of CIFAR-10's pixels.
 _PIXEL_STD = 0.25 * 255
-# Factors and shifts are multiples of 1/4096.  With a strength of at most 4, pixel * factor + shift
-# of uint8 images is then exact in float32: less than 4096, hence 24 bits.  So it comes out the same
-# whether a device rounds between the two or not.
-_UNITS = 4096
+# In units of 1/4096 and with a strength of at most 4, pixel * factor + shift of uint8 images is
+# exact in float32: less than 4096, hence 24 bits.  So it comes out the same whether a device rounds
+# between the two or not.
 _MOST_STRENGTH = 4
-
-
-def _draw(seed: Any, stream: int, shape: list[Any], limit: int) -> Any:
-    """Uniform int32 in [0, limit), a pure function of (seed, stream)."""
-    seed = tf.cast(seed, tf.int64) + tf.constant([stream << 40, 0], tf.int64)
-    # The generator is named because "auto" differs from device to device.
-    return tf.random.stateless_uniform(shape, seed, 0, limit, tf.int32, alg="philox")
-
-
-def _image_sides(images: Any) -> tuple[int, int]:
-    """Height and width of a batch of images, which must be known when a graph is made."""
-    shape = tf.TensorShape(images.shape)
-    if shape.rank != 4 or not shape[1:].is_fully_defined():
-        raise DataError(
-            f"images must be [B, H, W, C] with known height, width and channels, not {shape}"
-        )
-    return shape[1], shape[2]
+# Of the image's area, and of height over width.
+_ERASE_SHARE, _ERASE_RATIO = (0.02, 1 / 3), (0.3, 3.3)
 
 
 def _reflect(index: Any, size: int) -> Any:
@@ -99,7 +104,7 @@ def _mirror(images: Any, mirrored: Any, columns: Any) -> Any:
 
 
 def _mirrored_at_random(images: Any, seed: Any) -> Any:
-    return _draw(seed, _FLIP, [tf.shape(images)[0], 1], 2) == 1
+    return draw(seed, FLIP, [tf.shape(images)[0], 1], 2) == 1
 
 
 def _mirrored_by_turns(images: Any, seed: Any, examples: Any, epoch: Any) -> Any:
@@ -113,7 +118,7 @@ def _mirrored_by_turns(images: Any, seed: Any, examples: Any, epoch: Any) -> Any
     run_seed = tf.stack([tf.cast(seed, tf.int64)[0], tf.constant(0, tf.int64)])
     # Two keys of the run, and a round of mixing after each: that leaves no relation between the
     # bits of two examples or of two runs.
-    keys = tf.cast(_draw(run_seed, _ALTFLIP, [2], 2**31 - 1), tf.int64)
+    keys = tf.cast(draw(run_seed, ALTFLIP, [2], 2**31 - 1), tf.int64)
     bits = _mix(_mix(tf.cast(examples, tf.int64) ^ keys[0]) ^ keys[1])
     return ((bits + tf.cast(epoch, tf.int64)) % 2 == 1)[:, None]
 
@@ -132,12 +137,12 @@ def _mix(numbers: Any) -> Any:
 
 
 def _crop_rows_and_columns(images: Any, seed: Any, padding: int) -> tuple[Any, Any]:
-    height, width = _image_sides(images)
+    height, width = image_sides(images)
     if padding >= min(height, width):
         raise ConfigError(
             f"crop padding must be smaller than the image side {min(height, width)}, not {padding}"
         )
-    shift = _draw(seed, _CROP, [tf.shape(images)[0], 2], 2 * padding + 1) - padding
+    shift = draw(seed, CROP, [tf.shape(images)[0], 2], 2 * padding + 1) - padding
     rows = _reflect(tf.range(height)[None, :] + shift[:, :1], height)
     columns = _reflect(tf.range(width)[None, :] + shift[:, 1:], width)
     return rows, columns
@@ -224,7 +229,7 @@ def cutout(images: Any, seed: Any, *, size: int = 8, fill: float = 128) -> Any:
     Cutout" (2017); there the fill is the mean of the data, zero after normalisation.
     """
     check_int("cutout size", size)
-    height, width = _image_sides(images)
+    height, width = image_sides(images)
     if size > min(height, width):
         raise ConfigError(
             f"cutout size must be at most the image side {min(height, width)}, not {size}"
@@ -237,13 +242,65 @@ def cutout(images: Any, seed: Any, *, size: int = 8, fill: float = 128) -> Any:
             f"{dtype.name}, not {fill!r}"
         )
     batch = tf.shape(images)[0]
-    top = _draw(seed, _CUTOUT_ROW, [batch, 1], height) - size // 2
-    left = _draw(seed, _CUTOUT_COLUMN, [batch, 1], width) - size // 2
+    top = draw(seed, CUTOUT_ROW, [batch, 1], height) - size // 2
+    left = draw(seed, CUTOUT_COLUMN, [batch, 1], width) - size // 2
     row, column = tf.range(height)[None, :], tf.range(width)[None, :]
     in_rows = (row >= top) & (row < top + size)
     in_columns = (column >= left) & (column < left + size)
     inside = in_rows[:, :, None, None] & in_columns[:, None, :, None]
     return tf.where(inside, tf.cast(fill, dtype), images)
+
+
+def random_erasing(images: Any, seed: Any, *, probability: float = 0.25) -> Any:
+    """Paints one rectangle of some of the images over with noise, each pixel with bytes of its own.
+
+    It has 2 to 33 % of the image's area and is 0.3 to 3.3 times as high as wide, but no higher or
+    wider than the image, in which it lies wholly.
+
+    Args:
+      images: [B, H, W, C], any dtype that holds 0..255.
+      seed: [2] int64.
+      probability: of an image to be painted, 0..1, in steps of 1/4096; 0 changes nothing.
+
+    Returns:
+      [B, H, W, C] of the same dtype.
+
+    Raises:
+      ConfigError: if probability is not a number within that range.
+      DataError: as `random_flip`.
+
+    Source: Zhong et al., "Random Erasing Data Augmentation" (2017).
+    """
+    probability = check_float("erase probability", probability, maximum=1)
+    height, width = image_sides(images)
+    batch, channels = tf.shape(images)[0], images.shape[3]
+    table = _erase_sizes(height, width)
+    sides = tf.gather(tf.constant(table), draw(seed, ERASE_SIZE, [batch], len(table)))
+    # A corner among as many as there are for that size.
+    room = tf.cast(tf.constant([height, width]) - sides + 1, tf.int64)
+    corner = tf.cast(draw(seed, ERASE_CORNER, [batch, 2], 2**30), tf.int64) * room // 2**30
+    end = corner + tf.cast(sides, tf.int64)
+    row, column = (tf.range(size, dtype=tf.int64)[None, :] for size in (height, width))
+    in_rows = (row >= corner[:, :1]) & (row < end[:, :1])
+    in_columns = (column >= corner[:, 1:]) & (column < end[:, 1:])
+    in_rows &= draw(seed, ERASE, [batch, 1], UNITS) < round(probability * UNITS)
+    inside = in_rows[:, :, None, None] & in_columns[:, None, :, None]
+    noise = draw_bytes(seed, ERASE_NOISE, batch * (height * width * channels))
+    return tf.where(inside, tf.cast(tf.reshape(noise, tf.shape(images)), images.dtype), images)
+
+
+@functools.lru_cache(maxsize=32)
+def _erase_sizes(height: int, width: int) -> np.ndarray:
+    """Heights and widths that fit into the image, [N, 2] int32, each row equally likely.
+
+    Areas are uniform and so are the ratios' logarithms, 64 of each.
+    """
+    middles = (np.arange(64) + 0.5) / 64
+    area = height * width * np.interp(middles, [0, 1], _ERASE_SHARE)[:, None]
+    ratio = np.exp(np.interp(middles, [0, 1], np.log(_ERASE_RATIO)))[None, :]
+    sides = np.stack([np.sqrt(area * ratio), np.sqrt(area / ratio)], axis=-1).reshape(-1, 2)
+    whole = np.maximum(np.round(sides), 1).astype(np.int32)
+    return whole[(whole <= [height, width]).all(axis=1)]
 
 
 def random_brightness(images: Any, seed: Any, *, strength: float = 0.14) -> Any:
@@ -300,34 +357,32 @@ def _relight(
 
     Integers are rounded and clipped once; or not, and become float32.
     """
-    height, width = _image_sides(images)
+    height, width = image_sides(images)
     channels, batch, dtype = images.shape[3], tf.shape(images)[0], tf.as_dtype(images.dtype)
-    # One byte, or half a float, is exact in float32; anything else may need all of float64.
-    compute = tf.float32 if dtype.size == 1 or dtype in (tf.float16, tf.bfloat16) else tf.float64
-    compute = tf.float32 if dtype == tf.float32 else compute
+    compute = compute_dtype(dtype)
     # Two dimensions: broadcasting along four takes longer.
     pixels = tf.cast(tf.reshape(images, [-1, height * width * channels]), compute)
 
-    def draw(stream: int, strength: float) -> Any:
-        most = round(strength * _UNITS)
-        return tf.cast(_draw(seed, stream, [batch, 1], 2 * most + 1) - most, tf.float64) / _UNITS
+    def drawn(stream: int, strength: float) -> Any:
+        most = round(strength * UNITS)
+        return tf.cast(draw(seed, stream, [batch, 1], 2 * most + 1) - most, tf.float64) / UNITS
 
     offset = tf.zeros([batch, 1], tf.float64)
     if brightness:
-        offset += draw(_BRIGHTNESS, brightness * _PIXEL_STD)
+        offset += drawn(BRIGHTNESS, brightness * _PIXEL_STD)
     if contrast:
-        change = draw(_CONTRAST, contrast)
+        change = drawn(CONTRAST, contrast)
         # Sums of rows of bytes are exact in float32, and those of an image in float64.
         rows = tf.reduce_sum(tf.reshape(pixels, [-1, width * channels]), 1)
         total = tf.reduce_sum(tf.reshape(tf.cast(rows, tf.float64), [-1, height]), 1)
         mean = total[:, None] * (1 / (height * width * channels))
         if dtype.is_integer:
-            mean = tf.round(mean * _UNITS) / _UNITS
+            mean = tf.round(mean * UNITS) / UNITS
         # mean + (1 + change) * (pixels - mean)
         offset -= mean * change
         pixels *= tf.cast(1 + change, compute)
     if dtype.is_integer:
-        offset = tf.round(offset * _UNITS) / _UNITS
+        offset = tf.round(offset * UNITS) / UNITS
         if rounded:
             # Rounded down by the cast, so half up with the half.
             offset += 0.5
@@ -346,18 +401,21 @@ def make_augment(spec: str) -> Augment | None:
 
     Args:
       spec: parts joined by commas, each at most once, applied in this order whatever the order
-        written: "flip" or "altflip", "crop" or "crop:PADDING" (pixels, default 4), "brightness" or
-        "brightness:STRENGTH" (default 0.14), "contrast" or "contrast:STRENGTH" (default 0.13),
-        "cutout" or "cutout:SIZE" (pixels, default 8).  "" or "none" is no augmentation.
+        written: "flip" or "altflip"; "crop" or "crop:PADDING" (pixels, default 4); "randaugment" or
+        "randaugment:MAGNITUDE" or "randaugment:OPSxMAGNITUDE" (default 2x9, of at most 10x30);
+        "saturation:STRENGTH" (default 0.4), "hue:STRENGTH" (0.1), "brightness:STRENGTH" (0.14) and
+        "contrast:STRENGTH" (0.13); "cutout:SIZE" (pixels, 8); "erase:PROBABILITY" (0.25);
+        "mixup:ALPHA" (0.2) and "cutmix:ALPHA" (1), of which each image takes one if both are there.
+        "" or "none" is no augmentation.
 
     Returns:
       A function of (images [B, H, W, C], seed [2] int64) that returns augmented images, and that
-      needs examples and epoch too where `needs_examples` says so; or None if there is nothing to
+      needs more where `needs_examples` or `needs_labels` says so; or None if there is nothing to
       do.
 
     Raises:
-      ConfigError: if a part is unknown or repeated, its number is not a whole number >= 1, or its
-        strength not a number in 0..4, or if flip and altflip are both there.
+      ConfigError: if a part is unknown or repeated, its number is not one that the part can have,
+        or if flip and altflip are both there.
     """
     parts = parse_augment(spec)
     return Augment(parts) if parts else None
@@ -365,7 +423,7 @@ def make_augment(spec: str) -> Augment | None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Augment:
-    """Flips, crops, light and cutouts in one function, as `make_augment` returns.
+    """Any of the augmentations in one function, as `make_augment` returns.
 
     Attributes:
       parts: what to do, as `parse_augment` returns.
@@ -378,27 +436,52 @@ class Augment:
         """Whether a call needs examples and epoch."""
         return "altflip" in self.parts
 
-    def __call__(self, images: Any, seed: Any, *, examples: Any = None, epoch: Any = None) -> Any:
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a call needs labels and num_classes, and returns labels too."""
+        return "mixup" in self.parts or "cutmix" in self.parts
+
+    def __call__(
+        self,
+        images: Any,
+        seed: Any,
+        *,
+        examples: Any = None,
+        epoch: Any = None,
+        labels: Any = None,
+        num_classes: int | None = None,
+    ) -> Any:
         """Augments a batch.
 
         Flip and crop are one gather, brightness and contrast one multiplication and addition.
 
         Args:
-          images: [B, H, W, C], any dtype.
+          images: [B, H, W, C], any dtype; with randaugment uint8.
           seed: [2] int64, (the run's seed, the step).
           examples: [B] integers, as `alternating_flip`; for others it does not matter.
           epoch: scalar, as `alternating_flip`; for others it does not matter.
+          labels: [B] integers or [B, num_classes] probabilities, as `mixup`; for others they do not
+            matter.
+          num_classes: as `mixup`; for others it does not matter.
 
         Returns:
-          [B, H, W, C] of the same dtype; but of integers, with brightness or contrast among the
-          parts, float32, not rounded and not clipped.
+          [B, H, W, C] of the same dtype; but of integers, with saturation, hue, brightness,
+          contrast or mixup among the parts, float32, not rounded and not clipped.  With mixup or
+          cutmix, these and labels [B, num_classes] float32.
 
         Raises:
-          ConfigError: if a number does not fit the images, or examples or epoch are missing.
-          DataError: as `random_flip` and `alternating_flip`.
+          ConfigError: if a number does not fit the images, or something that the parts need is
+            missing.
+          DataError: as `random_flip`, `alternating_flip`, `rand_augment` and `mixup`.
         """
         parts = self.parts
-        _image_sides(images)
+        image_sides(images)
+        mixing = {name: parts[name] for name in ("mixup", "cutmix") if name in parts}
+        if mixing and (labels is None or num_classes is None):
+            raise ConfigError(
+                f"{' and '.join(mixing)} must be given labels and num_classes, as ArrayBatches "
+                "does, not only images and seed"
+            )
         mirrored = None
         if "flip" in parts:
             mirrored = _mirrored_at_random(images, seed)
@@ -418,57 +501,96 @@ class Augment:
             columns = _mirror(images, mirrored, columns)
         if mirrored is not None or "crop" in parts:
             images = _take_pixels(images, rows, columns)
+        if "randaugment" in parts:
+            ops, magnitude = parts["randaugment"]
+            images = rand_augment(images, seed, magnitude=magnitude, ops=ops)
+        # Rounded to bytes again, images would differ from real ones by just what a whitening layer
+        # enlarges most.
+        color = {name: parts[name] for name in ("saturation", "hue") if name in parts}
+        if color:
+            images = recolor(images, seed, rounded=False, **color)
         light = {name: parts[name] for name in ("brightness", "contrast") if name in parts}
         if light:
-            # Rounded to bytes again, images would differ from real ones by just what a whitening
-            # layer enlarges most.
             images = _relight(images, seed, rounded=False, **light)
         if "cutout" in parts:
             images = cutout(images, seed, size=parts["cutout"])
+        if "erase" in parts:
+            images = random_erasing(images, seed, probability=parts["erase"])
+        if num_classes is not None and mixing:
+            return mix(images, labels, seed, num_classes=num_classes, alphas=mixing, rounded=False)
         return images
+
+
+# The parts of a description, in the order in which they are applied, each with what it is unless
+# said otherwise.
+PARTS: Mapping[str, Any] = {
+    "flip": 1,
+    "altflip": 1,
+    "crop": 4,
+    "randaugment": (2, 9),
+    "saturation": 0.4,
+    "hue": 0.1,
+    "brightness": 0.14,
+    "contrast": 0.13,
+    "cutout": 8,
+    "erase": 0.25,
+    "mixup": 0.2,
+    "cutmix": 1.0,
+}
+# The largest number of each part that has a fraction.
+_MOST = {
+    "saturation": MOST_SATURATION,
+    "hue": MOST_HUE,
+    "brightness": _MOST_STRENGTH,
+    "contrast": _MOST_STRENGTH,
+    "erase": 1,
+    "mixup": MOST_ALPHA,
+    "cutmix": MOST_ALPHA,
+}
 
 
 def parse_augment(spec: str) -> dict[str, Any]:
     """Reads a description such as "flip,crop:4" into {"flip": 1, "crop": 4}.
 
     Returns:
-      The parts by name: pixels as int, strengths as float, and 1 for a flip.
+      The parts by name: pixels as int, strengths as float, RandAugment as (ops, magnitude), and 1
+      for a flip.
 
     Raises:
       ConfigError: as `make_augment`.
     """
-    defaults = {
-        "flip": 1,
-        "altflip": 1,
-        "crop": 4,
-        "brightness": 0.14,
-        "contrast": 0.13,
-        "cutout": 8,
-    }
     good = (
-        'parts of "flip (or altflip),crop:PIXELS,brightness:STRENGTH,contrast:STRENGTH,'
-        'cutout:PIXELS", or "none"'
+        'parts of "flip (or altflip),crop:PIXELS,randaugment:MAGNITUDE,saturation:STRENGTH,'
+        "hue:STRENGTH,brightness:STRENGTH,contrast:STRENGTH,cutout:PIXELS,erase:PROBABILITY,"
+        'mixup:ALPHA,cutmix:ALPHA", or "none"'
     )
     if not isinstance(spec, str):
         raise ConfigError(f"augment must be {good}, not {spec!r}")
     parts: dict[str, Any] = {}
     for text in [] if spec.strip() in ("", "none") else spec.split(","):
         name, colon, number = text.strip().partition(":")
-        if name not in defaults or name in parts or (colon and name in ("flip", "altflip")):
+        if name not in PARTS or name in parts or (colon and name in ("flip", "altflip")):
             raise ConfigError(f"augment must be {good}, not {spec!r}")
-        parts[name] = _parse_number(name, number) if colon else defaults[name]
+        parts[name] = _parse_number(name, number) if colon else PARTS[name]
     if "flip" in parts and "altflip" in parts:
         raise ConfigError(f"augment must have flip or altflip, not both as {spec!r}")
     return parts
 
 
-def _parse_number(name: str, number: str) -> float:
-    if name in ("brightness", "contrast"):
-        if not re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", number) or (
-            float(number) > _MOST_STRENGTH
-        ):
+def _parse_number(name: str, number: str) -> Any:
+    if name == "randaugment":
+        ops, _, magnitude = number.rpartition("x")
+        is_whole = re.fullmatch(r"([0-9]{1,9}x)?[0-9]{1,9}", number)
+        if not is_whole or int(magnitude) > MOST_MAGNITUDE or not 1 <= int(ops or 2) <= MOST_OPS:
             raise ConfigError(
-                f"augment {name} must be a number in 0..{_MOST_STRENGTH}, not {number!r}"
+                f"augment randaugment must be a magnitude in 0..{MOST_MAGNITUDE}, or with a number "
+                f"of operations in 1..{MOST_OPS} before it, such as 2x9, not {number!r}"
+            )
+        return int(ops or 2), int(magnitude)
+    if name in _MOST:
+        if not re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", number) or float(number) > _MOST[name]:
+            raise ConfigError(
+                f"augment {name} must be a number in 0..{_MOST[name]:g}, not {number!r}"
             )
         return float(number)
     # Python does not read numbers of thousands of figures.

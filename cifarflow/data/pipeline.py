@@ -82,9 +82,11 @@ class ArrayBatches:
       seed: seed of order and augmentation, 0..2**31-1.
       augment: a function of (images [B, H, W, C], seed [2] int64), see `make_augment`.  One with a
         true attribute `needs_examples` is also given examples, the indices [B] int32 of the images
-        in the arrays, and epoch, a scalar int64.
+        in the arrays, and epoch, a scalar int64.  One with a true attribute `needs_labels` is also
+        given labels [B] int32 and num_classes, and returns images and labels.
       shuffle: whether an epoch has a new order; False keeps the order of the arrays.
-      num_classes: if given, labels are checked against it.
+      num_classes: if given, labels are checked against it; an augmentation that mixes labels
+        needs it.
       resident: whether training draws the batches inside its compiled calls, from arrays on the
         device that trains, and not through `tf.data`.  The batches are the same; drawing them
         inside costs less, unless `augment` takes long; one that calls Python needs False under
@@ -97,8 +99,8 @@ class ArrayBatches:
       element_spec: `tf.TensorSpec` of the images and of the labels of a batch.
 
     Raises:
-      ConfigError: if batch_size or seed is out of range, or augment is no function or its
-        settings do not fit the images.
+      ConfigError: if batch_size or seed is out of range, or augment is no function, needs a
+        num_classes that is not given, or its settings do not fit the images.
       DataError: if images or labels have another shape, dtype or range.
     """
 
@@ -134,6 +136,12 @@ class ArrayBatches:
         self.resident = images.nbytes <= _MOST_RESIDENT_BYTES if resident is None else resident
         self.augment = augment
         self._needs_examples = bool(getattr(augment, "needs_examples", False))
+        self._needs_labels = bool(getattr(augment, "needs_labels", False))
+        self._num_classes = num_classes
+        if self._needs_labels and num_classes is None:
+            raise ConfigError(
+                "num_classes must be given for an augmentation that mixes labels, not None"
+            )
         self._shuffle = shuffle
         prepare_gpus()
         # On the host even where there is a GPU: tf.data runs there.
@@ -157,7 +165,8 @@ class ArrayBatches:
           last_step: where the dataset ends; by default it never does.
 
         Returns:
-          A `tf.data.Dataset` of (images [B, H, W, C] uint8, labels [B] int32).
+          A `tf.data.Dataset` of (images [B, H, W, C] uint8, labels [B] int32), or what `augment`
+          makes of them: labels that are mixed are [B, num_classes] float32.
 
         Raises:
           ConfigError: if first_step is negative, or last_step less than first_step.
@@ -182,7 +191,7 @@ class ArrayBatches:
           step: which, 0 for the first.
 
         Returns:
-          images [B, H, W, C] uint8 and labels [B] int32, as the step got them.
+          images and labels as the step got them, see `dataset`.
 
         Raises:
           ConfigError: if step is negative.
@@ -215,7 +224,7 @@ class ArrayBatches:
           seed: scalar int64, the run's; None means the batches' own, as a constant.
 
         Returns:
-          images [B, H, W, C] uint8 and labels [B] int32, as `dataset` has them.
+          images and labels as `dataset` has them.
         """
         if self._on_device is None:
             self._on_device = (self._images, self._labels)
@@ -260,7 +269,10 @@ class ArrayBatches:
             about: dict[str, Any] = {}
             if self._needs_examples:
                 about = {"examples": indices, "epoch": step // self.steps_per_epoch}
-            images = self.augment(images, tf.stack([seed, step]), **about)
+            if self._needs_labels:
+                about |= {"labels": labels, "num_classes": self._num_classes}
+            augmented = self.augment(images, tf.stack([seed, step]), **about)
+            images, labels = augmented if self._needs_labels else (augmented, labels)
         return images, labels
 
 

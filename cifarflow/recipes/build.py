@@ -170,6 +170,7 @@ def build_batches(recipe: Recipe, dataset: Dataset) -> ArrayBatches:
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         augment=make_augment(recipe.augment),
+        num_classes=dataset.num_classes,
     )
 
 

@@ -128,7 +128,9 @@ class Recipe:
     )
     augment: str = _field(
         "none",
-        "none, or parts of flip|altflip,crop:PIXELS,brightness:S,contrast:S,cutout:PIXELS",
+        "none, or parts of flip|altflip,crop:PIXELS,randaugment:[OPSx]MAGNITUDE,saturation:S,hue:S,"
+        "brightness:S,contrast:S,cutout:PIXELS,erase:PROBABILITY,mixup:ALPHA,cutmix:ALPHA; numbers "
+        "may be left out",
     )
     averaging: str = _field(
         "none",

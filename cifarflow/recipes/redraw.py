@@ -57,7 +57,8 @@ def batch_at(
       dataset: the data, in place of loading the recipe's; a run on data of your own needs it.
 
     Returns:
-      images [B, H, W, C] uint8 and labels [B] int32, as the step gets them, augmented.
+      images [B, H, W, C] and labels as the step gets them, augmented: uint8 and [B] int32, if the
+      augmentation makes no others of them.
 
     Raises:
       ConfigError: if step is negative, or the recipe does not fit the data.

@@ -178,6 +178,63 @@ def plot_random_from_each_class(
     return save_figure(figure, path)
 
 
+def plot_augmentations(
+    originals: ArrayLike,
+    draws: ArrayLike,
+    *,
+    names: Sequence[str],
+    captions: Sequence[Sequence[str]] | None = None,
+    title: str | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
+    """Shows what augmentations make of images, a row an augmentation: the original, then draws.
+
+    Args:
+      originals: [R, H, W, C] uint8, C 1 or 3.
+      draws: [R, N, H, W, C] numbers on the 0..255 scale; what is beyond it is shown as its end.
+      names: of the R augmentations.
+      captions: what is written below each draw, R times N of them; an empty one leaves no room in
+        rows that have no other.
+      title: heading of the figure.
+      path: where to save the figure as PNG.
+
+    Returns:
+      The figure; each image is an axes, row by row.
+
+    Raises:
+      ConfigError: by `save_figure`.
+      DataError: if originals are no such images, draws are of another shape or not finite, or there
+        are not as many names or captions as there are rows and draws.
+      WorkdirError: if `path` cannot be written.
+    """
+    originals, draws = np.asarray(originals), np.asarray(draws)
+    _check_draws(originals, draws, names, captions)
+    rows, columns = draws.shape[:2]
+    below = captions or [[""] * columns] * rows
+    # A caption needs a quarter of an inch.
+    heights = [1.0 + (0.24 if any(texts) else 0.0) for texts in below]
+    shown = np.clip(np.round(draws), 0, 255).astype(np.uint8)
+    with figure_style():
+        figure = Figure(
+            figsize=(1.05 * (columns + 1) + 1.3, sum(heights) + (0.75 if title else 0.4)),
+            layout="constrained",
+        )
+        axes = figure.subplots(rows, columns + 1, squeeze=False, height_ratios=heights)
+        for row, (name, line) in enumerate(zip(names, axes, strict=True)):
+            for ax, image in zip(line, [originals[row], *shown[row]], strict=True):
+                _draw_image(ax, image)
+            line[0].set_ylabel(
+                name.replace(",", ",\n"), rotation=0, ha="right", va="center", labelpad=8
+            )
+            for ax, text in zip(line[1:], below[row], strict=True):
+                ax.set_xlabel(text, fontsize=8, labelpad=2)
+        axes[0, 0].set_title("original", fontsize=10, loc="center", color=MUTED)
+        for number, ax in enumerate(axes[0, 1:]):
+            ax.set_title(f"step {number}", fontsize=10, loc="center", color=MUTED)
+        _set_title(figure, title)
+    return save_figure(figure, path)
+
+
 def plot_history(
     history: History,
     *,
@@ -578,6 +635,33 @@ def _check_examples(
             f"class_names, not {wrong}"
         )
     return images, labels.astype(np.int64)
+
+
+def _check_draws(
+    originals: NDArray[Any],
+    draws: NDArray[Any],
+    names: Sequence[str],
+    captions: Sequence[Sequence[str]] | None,
+) -> None:
+    shape = originals.shape
+    if len(shape) != 4 or originals.dtype != np.uint8 or shape[-1] not in (1, 3) or not shape[0]:
+        raise DataError(
+            "originals must be [R, H, W, C] uint8 with C 1 or 3, "
+            f"not {list(shape)} {originals.dtype}"
+        )
+    rows, sides = shape[0], shape[1:]
+    if draws.ndim != 5 or not draws.size or (draws.shape[0], *draws.shape[2:]) != shape:
+        wanted = ", ".join(map(str, (rows, "N", *sides)))
+        raise DataError(f"draws must be [{wanted}], N draws a row, not {list(draws.shape)}")
+    if not np.isfinite(np.asarray(draws, np.float64)).all():
+        raise DataError("draws must be finite numbers on the 0..255 scale")
+    if len(names) != rows:
+        raise DataError(f"names must be {rows}, one a row, not {len(names)}")
+    if captions is not None and [len(texts) for texts in captions] != [draws.shape[1]] * rows:
+        raise DataError(
+            f"captions must be {rows} rows of {draws.shape[1]}, not of "
+            f"{[len(texts) for texts in captions]}"
+        )
 
 
 def _check_probabilities(
