@@ -3,6 +3,7 @@
     python benchmarks/input_pipeline.py
     python benchmarks/input_pipeline.py --batch_sizes=512 --json=input.json --plot=input.png
     python benchmarks/input_pipeline.py --ways=cifarflow_drawn,keras_layers --augment=flip
+    python benchmarks/input_pipeline.py --ways=cifarflow,cifarflow_drawn --augment=randaugment,mixup
 
 Each way, plain and augmented, is a process of its own that brings batches and does nothing with
 them; rounds are interleaved, warm-up is left out, and every ratio is the median over rounds of the
@@ -19,6 +20,7 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import harness
@@ -56,7 +58,11 @@ def define_flags() -> None:
     harness.define_flags()
     flags.DEFINE_string("ways", ",".join(input_ways.WAYS), "what is measured, joined by commas")
     flags.DEFINE_string("batch_sizes", None, "images a batch (default 32,128,512; quick: 32)")
-    flags.DEFINE_string("augment", "flip,crop:4", "parts of flip,crop:PIXELS, or none")
+    flags.DEFINE_string(
+        "augment",
+        "flip,crop:4",
+        "parts of flip,crop:PIXELS, or none; with --ways of cifarflow alone all that a recipe has",
+    )
     flags.DEFINE_float("seconds_a_round", None, "of each way (default 1; quick: 0.02)")
 
 
@@ -84,7 +90,7 @@ def make_plan(
       ConfigError: if a name is unknown, a number out of range, or nothing is left to measure.
     """
     names = harness.parse_choices("--ways", ways, input_ways.WAYS)
-    parts = _parse_augment(augment)
+    parts = _parse_augment(augment, names)
     rows = [
         (name, kind) for kind in (PLAIN, AUGMENTED) for name in names if kind in _kinds(name, parts)
     ]
@@ -98,23 +104,33 @@ def make_plan(
     )
 
 
-def _parse_augment(augment: str) -> dict[str, int]:
-    """Reads what every way can do; an error is better here than in a worker."""
-    good = "--augment must be parts of flip,crop:PIXELS, which all ways have, or none"
-    try:
-        parts = parse_augment(augment)
-    except ConfigError:
-        raise ConfigError(f"{good}, not {augment!r}") from None
-    if set(parts) - {"flip", "crop"}:
-        raise ConfigError(f"{good}, not {augment!r}")
+def _parse_augment(augment: str, ways: Sequence[str]) -> dict[str, Any]:
+    """Reads what every one of the ways can do; an error is better here than in a worker."""
+    if all(issubclass(input_ways.WAYS[way], input_ways.Cifarflow) for way in ways):
+        try:
+            parts = parse_augment(augment)
+        except ConfigError as error:
+            raise ConfigError(f"--{error}") from None
+    else:
+        good = "--augment must be parts of flip,crop:PIXELS, which all ways have, or none"
+        try:
+            parts = parse_augment(augment)
+        except ConfigError:
+            raise ConfigError(f"{good}, not {augment!r}") from None
+        if set(parts) - {"flip", "crop"}:
+            raise ConfigError(f"{good}, not {augment!r}")
     if parts.get("crop", 0) >= _IMAGE_SIDE:
         raise ConfigError(
             f"--augment must crop by less than the image side {_IMAGE_SIDE}, not {augment!r}"
         )
+    if parts.get("cutout", 0) > _IMAGE_SIDE:
+        raise ConfigError(
+            f"--augment must cut out at most the image side {_IMAGE_SIDE}, not {augment!r}"
+        )
     return parts
 
 
-def _kinds(way: str, parts: dict[str, int]) -> tuple[str, ...]:
+def _kinds(way: str, parts: Mapping[str, Any]) -> tuple[str, ...]:
     """What of plain and augmented there is of a way."""
     if way == "copy":
         return (PLAIN,)

@@ -91,6 +91,23 @@ def _scale_and_shift() -> tuple[Any, Any]:
     return scale, shift
 
 
+class Normalised:
+    """An augmentation and `normalise` after it.
+
+    Args:
+      augment: as `make_augment` returns.
+    """
+
+    def __init__(self, augment: Any) -> None:
+        self._augment = augment
+        self.needs_examples, self.needs_labels = augment.needs_examples, augment.needs_labels
+
+    def __call__(self, images: Any, seed: Any, **about: Any) -> Any:
+        """Images, and labels where the augmentation mixes them."""
+        found = self._augment(images, seed, **about)
+        return (normalise(found[0]), found[1]) if self.needs_labels else normalise(found)
+
+
 class Cifarflow(InputWay):
     """`ArrayBatches` through `tf.data`, drained by the training loop's own compiled call."""
 
@@ -111,16 +128,12 @@ class Cifarflow(InputWay):
         from cifarflow.training.step import Sums
 
         augment = make_augment(self.spec["augment"])
-
-        def augment_and_normalise(images: Any, seed: Any) -> Any:
-            assert augment is not None
-            return normalise(augment(images, seed))
-
         self.batches = ArrayBatches(
             self.images,
             self.labels,
             batch_size=self.spec["batch_size"],
-            augment=None if augment is None else augment_and_normalise,
+            augment=None if augment is None else Normalised(augment),
+            num_classes=int(self.labels.max()) + 1,
             resident=self.resident,
         )
 
@@ -161,7 +174,7 @@ class CifarflowPython(Cifarflow):
 
 def _read(images: Any, labels: Any) -> tuple[Any, Any]:
     """One number of each, so that neither can be left out."""
-    return images[0, 0, 0, 0], labels[0]
+    return images[0, 0, 0, 0], labels[0] if labels.shape.rank == 1 else labels[0, 0]
 
 
 class TfData(InputWay):

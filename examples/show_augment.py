@@ -58,7 +58,7 @@ def main() -> None:
     cf.plot_augmentations(
         originals[: len(specs)],
         np.stack(draws),
-        names=specs,
+        names=[*specs[:-1], "all together"] if "," in specs[-1] else specs,
         captions=captions,
         title=f"Augmentations, {data.name}, seed {seed}",
         path=out,
@@ -73,12 +73,20 @@ def choose(augment: str | None) -> list[str]:
       ConfigError: if there is none.
     """
     if augment is None:
-        return list(PARTS)
+        return list(map(written, PARTS))
     parts = parse_augment(augment)
     if not parts:
         raise ConfigError(f"--augment must have a part to show, not {augment!r}")
     alone = [text.strip() for text in augment.split(",")]
     return [*alone, ",".join(alone)] if len(alone) > 1 else alone
+
+
+def written(part: str) -> str:
+    """A part with the number that it has unless told otherwise."""
+    number = PARTS[part]
+    if part == "randaugment":
+        return f"{part}:{number[0]}x{number[1]}"
+    return part if part.endswith("flip") else f"{part}:{number:g}"
 
 
 def choose_images(data: cf.Dataset, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -99,7 +107,7 @@ def caption(label: np.ndarray, class_names: tuple[str, ...]) -> str:
     if not label.ndim:
         return ""
     parts = [int(index) for index in np.argsort(-label) if label[index] >= 0.005]
-    return ", ".join(f"{class_names[index]} {label[index]:.2f}" for index in parts)
+    return "\n".join(f"{class_names[index]} {label[index]:.2f}" for index in parts)
 
 
 if __name__ == "__main__":

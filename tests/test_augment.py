@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cifarflow.data.augment import (
+    PARTS,
     alternating_flip,
     cutout,
     make_augment,
@@ -17,8 +18,11 @@ from cifarflow.data.augment import (
     random_brightness,
     random_contrast,
     random_crop,
+    random_erasing,
     random_flip,
 )
+from cifarflow.data.color import random_hue, random_saturation
+from cifarflow.data.randaugment import rand_augment
 from cifarflow.errors import ConfigError, DataError
 
 SEED = (3, 17)
@@ -27,6 +31,7 @@ FUNCTIONS = {
     "flip": random_flip,
     "crop": functools.partial(random_crop, padding=2),
     "cutout": functools.partial(cutout, size=3, fill=0),
+    "erase": functools.partial(random_erasing, probability=0.5),
     "all": make_augment("flip,crop:2,cutout:3"),
 }
 LIGHT = {
@@ -463,6 +468,87 @@ def test_cutout_fills_float_images_on_their_own_scale():
     assert cutout(images, SEED, size=4, fill=0.25).numpy().max() == 0.25
 
 
+# --------------------------------------------------------------------------------------- erasing
+
+
+def erased(images, result):
+    """Of each image that is painted: (top, left, height, width, painted pixels)."""
+    found = []
+    for before, after in zip(images, result, strict=True):
+        rows, columns = np.nonzero((before != after).any(axis=2))
+        if len(rows):
+            height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+            found.append((rows.min(), columns.min(), height, width, len(rows)))
+    return np.array(found)
+
+
+def test_erasing_paints_whole_rectangles_of_the_sources_areas_and_ratios():
+    # 256 is no byte: each painted pixel differs.
+    images = np.full((4000, 32, 32, 3), 256, np.int32)
+    result = random_erasing(images, SEED, probability=1).numpy()
+    top, left, height, width, painted = erased(images, result).T
+    assert len(top) == 4000
+    np.testing.assert_array_equal(height * width, painted)
+    share, ratio = painted / 1024, height / width
+    # Sides are whole: a little beyond the bounds and off the mean of the areas.
+    assert 0.015 < share.min() < 0.025
+    assert 0.3 < share.max() < 0.36
+    assert abs(share.mean() - (0.02 + 1 / 3) / 2) < 0.01
+    assert 0.25 < ratio.min() < 0.35
+    assert 2.9 < ratio.max() < 3.7
+    assert abs(np.log(ratio).mean() - np.log(0.3 * 3.3) / 2) < 0.05
+    # Every place that it fits into is as likely.
+    assert_uniform(np.minimum(top * 4 // (33 - height), 3) * 4 + left * 4 // (33 - width), 16)
+
+
+@pytest.mark.parametrize("probability", [0, 0.25, 0.7])
+def test_erasing_paints_a_share_of_the_images_with_fair_bytes(probability):
+    images = np.full((3000, 8, 8, 1), 256, np.int32)
+    result = random_erasing(images, SEED, probability=probability).numpy()
+    painted = (result != images).any(axis=(1, 2, 3)).mean()
+    assert abs(painted - probability) < 5 * np.sqrt(0.25 / 3000) * bool(probability) + 1e-9
+    noise = result[result != images]
+    if probability:
+        assert_uniform(noise.ravel(), 256)
+
+
+def test_erasing_fits_any_image_and_refuses_no_probability():
+    for height, width in ((1, 1), (1, 9), (3, 2)):
+        images = np.full((50, height, width, 1), 256, np.int32)
+        result = random_erasing(images, SEED, probability=1).numpy()
+        assert (result != images).any(axis=(1, 2, 3)).all()
+    images = random_images(64)
+    np.testing.assert_array_equal(
+        random_erasing(images, SEED), random_erasing(images, SEED, probability=0.25)
+    )
+    for bad in (-0.1, 1.1, "1", None, float("nan")):
+        with pytest.raises(ConfigError, match="erase probability must be a finite number"):
+            random_erasing(images, SEED, probability=bad)
+
+
+def test_the_new_parts_come_in_their_order(some_images):
+    images = some_images[0][:64]
+    spec = "erase:0.5,cutout:4,randaugment:3x12,crop:2,flip"
+    expected = random_crop(random_flip(images, SEED), SEED, padding=2)
+    expected = rand_augment(expected, SEED, ops=3, magnitude=12)
+    expected = random_erasing(cutout(expected, SEED, size=4), SEED, probability=0.5)
+    np.testing.assert_array_equal(make_augment(spec)(images, SEED), expected)
+    for name, function in (("saturation", random_saturation), ("hue", random_hue)):
+        found = make_augment(f"{name}:0.3,flip")(images, SEED)
+        assert found.dtype == tf.float32
+        rounded = np.floor(np.clip(found.numpy(), 0, 255) + 0.5)
+        np.testing.assert_array_equal(
+            rounded, function(random_flip(images, SEED), SEED, strength=0.3)
+        )
+
+
+def test_color_and_light_together_are_the_same_by_xla_but_for_the_last_digit(some_images):
+    images, seed = tf.constant(some_images[0][:64]), tf.constant(SEED, tf.int64)
+    augment = make_augment("saturation,hue,brightness:0.3,contrast:0.5")
+    compiled = tf.function(augment, jit_compile=True)(images, seed)
+    np.testing.assert_allclose(compiled, augment(images, seed), rtol=1e-6, atol=1e-4)
+
+
 def test_flip_crop_and_cutout_draw_independently():
     images = numbered(4000, 6, 6)
     flipped = random_flip(images, SEED).numpy()[:, 0, 0, 0] != 1
@@ -638,6 +724,42 @@ def test_parse_fills_in_the_defaults():
     numbers = parse_augment("crop:2,brightness:0,contrast:.5")
     assert numbers == {"crop": 2, "brightness": 0.0, "contrast": 0.5}
     assert [type(number) for number in numbers.values()] == [int, float, float]
+    assert parse_augment(",".join(name for name in PARTS if name != "flip")) == {
+        "altflip": 1,
+        "crop": 4,
+        "randaugment": (2, 9),
+        "saturation": 0.4,
+        "hue": 0.1,
+        "brightness": 0.14,
+        "contrast": 0.13,
+        "cutout": 8,
+        "erase": 0.25,
+        "mixup": 0.2,
+        "cutmix": 1.0,
+    }
+    for text, expected in (("5", (2, 5)), ("0", (2, 0)), ("3x30", (3, 30)), ("10x1", (10, 1))):
+        assert parse_augment(f"randaugment:{text}") == {"randaugment": expected}
+
+
+@pytest.mark.parametrize(
+    ("part", "line"),
+    [
+        *(
+            (f"randaugment:{text}", "must be a magnitude in 0..30, or with a number of operations")
+            for text in ("", "31", "-1", "1.5", "x", "x9", "0x9", "11x9", "2x", "2x31", "2x9x1")
+        ),
+        ("saturation:1.1", "must be a number in 0..1, not '1.1'"),
+        ("hue:.6", "must be a number in 0..0.5, not '.6'"),
+        ("erase:2", "must be a number in 0..1, not '2'"),
+        ("mixup:10.5", "must be a number in 0..10, not '10.5'"),
+        ("cutmix:", "must be a number in 0..10, not ''"),
+    ],
+)
+def test_a_number_that_a_part_cannot_have_is_quoted(part, line):
+    name, _, number = part.partition(":")
+    with pytest.raises(ConfigError, match=f"augment {name} {line}") as caught:
+        make_augment(f"flip,{part}")
+    assert repr(number) in str(caught.value)
 
 
 @settings(deadline=None, max_examples=200)
@@ -648,8 +770,8 @@ def test_parse_takes_any_text_or_raises_a_config_error(text):
     except ConfigError as error:
         assert "\n" not in str(error)  # noqa: PT017
     else:
-        assert set(parts) <= {"flip", "altflip", "crop", "brightness", "contrast", "cutout"}
-        assert all(number >= 0 for number in parts.values())
+        assert set(parts) <= set(PARTS)
+        assert all(np.min(number) >= 0 for number in parts.values())
 
 
 @pytest.mark.parametrize(

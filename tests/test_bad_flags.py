@@ -214,6 +214,13 @@ BY_HAND = {
         *("--steps=0", "--steps=-1", "--steps=1.5", "--steps=many", "--steps=", "--steps"),
         *("--data=cifar100", "--data=", "--data=CIFAR10", "--epochs=3", "500", "--batch_size=8"),
     ],
+    "examples/show_augment.py": [
+        *("--augment=", "--augment=none", "--augment=spin", "--augment=flip,flip", "--augment=,"),
+        *("--augment=randaugment:31", "--augment=randaugment:0x9", "--augment=randaugment:2x"),
+        *("--augment=erase:1.1", "--augment=hue:0.6", "--augment=mixup:-1", "--augment=cutmix:1e1"),
+        *("--images=0", "--images=-1", "--images=x", "--seed=-1", "--seed=2147483648"),
+        *("--data=cifar100", "--out=x.jpg", "--out=", "--out", "--epochs=3", "flip"),
+    ],
     "benchmarks/step_time.py": [
         *("--models=", "--models=vgg", "--models=lab_cnn,", "--precisions=half", "--precisions="),
         *("--batch_sizes=", "--batch_sizes=0", "--batch_sizes=-1", "--batch_sizes=32,x"),
@@ -224,6 +231,7 @@ BY_HAND = {
     ],
     "benchmarks/input_pipeline.py": [
         *("--ways=", "--ways=dali", "--ways=copy,dali", "--augment=spin", "--augment=cutout:4"),
+        *("--ways=cifarflow --augment=spin", "--ways=cifarflow --augment=cutout:33"),
         *("--augment=crop:32", "--augment=crop:" + "9" * 5000, "--ways=copy --augment=flip,"),
         *("--batch_sizes=0", "--batch_sizes=", "--seconds_a_round=0", "--seconds_a_round=x"),
     ],

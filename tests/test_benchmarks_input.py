@@ -163,6 +163,19 @@ def test_numbers_have_no_exponent(value, text):
     assert tables.format_number(-value) == "-" + text
 
 
+@pytest.mark.parametrize("augment", ["randaugment,hue,erase", "altflip,mixup,cutmix"])
+def test_our_own_ways_take_any_augmentation(make_way, augment, images):
+    plan = input_pipeline.make_plan(augment=augment, ways="cifarflow,cifarflow_drawn")
+    assert len(plan.rows) == 4
+    for name in ("cifarflow", "cifarflow_drawn"):
+        way = make_way(name, augment)
+        assert way.facts["delivers"] == "float32"
+        way.bring(2)
+        found, labels = way.batches.batch_at(1)
+        assert abs(found.mean()) < 0.5
+        assert labels.shape == ((BATCH, COUNT) if "mixup" in augment else (BATCH,))
+
+
 # Bad input, before anything runs
 
 
@@ -175,6 +188,9 @@ def test_numbers_have_no_exponent(value, text):
         ({"batch_sizes": "32,x"}, "--batch_sizes must be a whole number >= 1, not 'x'"),
         ({"augment": "spin"}, "--augment must be parts of flip,crop:PIXELS.*not 'spin'"),
         ({"augment": "flip,cutout"}, "--augment must be parts .* all ways .*not 'flip,cutout'"),
+        ({"augment": "cutmix", "ways": "cifarflow,copy"}, "--augment must be parts .* all ways"),
+        ({"augment": "mixup:x", "ways": "cifarflow"}, "--augment mixup must be a number .* 'x'"),
+        ({"augment": "cutout:33", "ways": "cifarflow"}, "--augment must cut out at most .* 32"),
         ({"augment": "crop:32"}, "--augment must crop by less than .* 32, not 'crop:32'"),
         ({"ways": "keras_crop", "augment": "flip"}, "--ways=keras_crop measures nothing with"),
         ({"seconds_a_round": 0.0}, "--seconds_a_round must be a finite number > 0, not 0.0"),

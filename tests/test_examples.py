@@ -122,6 +122,22 @@ def test_custom_loop(tmp_path, env):
     )
 
 
+def test_show_augment(tmp_path, env):
+    words = [EXAMPLES / "show_augment.py", "--data=standin", "--images=2", "--seed=4"]
+    words += ["--augment=altflip,randaugment,mixup", "--out=new/some.png"]
+    code, out, err = run(*words, cwd=tmp_path, env=env)
+    assert code == 0, err
+    assert BANNER in err
+    assert out == "picture: new/some.png, 4 augmentations of standin, 2 draws of each\n"
+    picture = tmp_path / "new" / "some.png"
+    before = picture.read_bytes()
+    assert before.startswith(b"\x89PNG")
+    assert "--out must be a new file, and 'new/some.png' is there" in refused(
+        run(*words, cwd=tmp_path, env=env)
+    )
+    assert picture.read_bytes() == before
+
+
 def test_notebook_benchmark(tmp_path, env):
     words = [ROOT / "benchmarks" / "notebook.py", "--data=standin", "--limit_examples=64"]
     words += ["--epochs=1", "--seeds=2", "--recipe=lab_batchnorm"]

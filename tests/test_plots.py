@@ -20,6 +20,7 @@ from cifarflow.reporting.plots import (
     MUTED,
     VERMILION,
     figure_style,
+    plot_augmentations,
     plot_comparison,
     plot_confusion_matrix,
     plot_history,
@@ -82,6 +83,65 @@ def texts(figure):
 def images_shown(figure):
     """The fill value of each image drawn, in order of the axes."""
     return [int(np.asarray(ax.images[0].get_array()).flat[0]) for ax in figure.axes if ax.images]
+
+
+# --- plot_augmentations
+
+DRAWN = {
+    "originals": np.full((3, 8, 8, 3), 7, np.uint8),
+    # Beyond the scale at both of its ends.
+    "draws": np.broadcast_to(
+        np.array([-9.0, 100.4, 300.0])[None, :, None, None, None], (3, 3, 8, 8, 3)
+    ),
+    "names": ["flip", "randaugment:2x9", "all together"],
+}
+
+
+def test_a_row_has_the_original_and_its_draws():
+    captions = [["", "", ""], ["", "", ""], ["cat 0.52\ndog 0.48", "cat 1.00", "a"]]
+    figure = plot_augmentations(**DRAWN, captions=captions, title="lab, seed 3")
+    assert images_shown(figure) == [7, 0, 100, 255] * 3
+    assert [ax.get_ylabel() for ax in figure.axes[::4]] == DRAWN["names"]
+    assert [ax.get_title("center") for ax in figure.axes[:4]] == [
+        *("original", "step 0", "step 1", "step 2")
+    ]
+    assert [ax.get_xlabel() for ax in figure.axes[8:]] == ["", *captions[2]]
+    assert figure.get_suptitle() == "lab, seed 3"
+    plain = plot_augmentations(**DRAWN)
+    assert not any(ax.get_xlabel() for ax in plain.axes)
+    assert plain.get_size_inches()[1] < figure.get_size_inches()[1]
+
+
+def test_no_text_of_augmentations_is_cut_off_or_runs_into_another():
+    wide = [["automobile 0.52\nairplane 0.48"] * 3] * 3
+    figure = plot_augmentations(**DRAWN, captions=wide, title="cifar10, seed 2147483647")
+    figure.canvas.draw()
+    shown = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    boxes = [text.get_window_extent() for text in shown]
+    for box in boxes:
+        assert box.x0 >= 0 and box.y0 >= 0  # noqa: PT018
+        assert box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1  # noqa: PT018
+    for first, second in itertools.combinations(boxes, 2):
+        assert not first.overlaps(second)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"originals": np.zeros((3, 8, 8, 3))}, r"originals must be .* uint8 .*float64"),
+        ({"originals": np.zeros((3, 8, 8, 2), np.uint8)}, "originals must be .* C 1 or 3"),
+        ({"originals": np.zeros((0, 8, 8, 3), np.uint8)}, "originals must be "),
+        ({"draws": np.zeros((3, 8, 8, 3))}, r"draws must be \[3, N, 8, 8, 3\]"),
+        ({"draws": np.zeros((2, 3, 8, 8, 3))}, r"draws must be \[3, N, .* not \[2, 3, 8, 8, 3\]"),
+        ({"draws": np.zeros((3, 0, 8, 8, 3))}, "draws must be "),
+        ({"draws": np.full((3, 1, 8, 8, 3), np.nan)}, "draws must be finite numbers"),
+        ({"names": ["a"]}, "names must be 3, one a row, not 1"),
+        ({"captions": [["a"]] * 3}, r"captions must be 3 rows of 3, not of \[1, 1, 1\]"),
+    ],
+)
+def test_augmentations_that_do_not_fit_together(change, line):
+    with pytest.raises(DataError, match=line):
+        plot_augmentations(**{**DRAWN, **change})
 
 
 # --- plot_random_from_each_class
@@ -506,6 +566,7 @@ def drawers():
         "eval": lambda **o: plot_model_eval(
             Curves(), MATRIX, **predictions, class_names=NAMES, **o
         ),
+        "augmentations": lambda **o: plot_augmentations(**DRAWN, **o),
         "comparison": lambda **o: plot_comparison(["a"], [[0.5]], **o),
     }
 

@@ -88,7 +88,11 @@ BAD = {
     "weight_decay": [-1, NAN, INF, "0", None],
     "clip_norm": [-1, NAN, INF, "0", None],
     "label_smoothing": [-0.1, 1.0, NAN, "0", None],
-    "augment": ["spin", "flip,flip", "crop:0", "crop:-1", "crop:x", "flip:2", None, 3],
+    "augment": [
+        *("spin", "flip,flip", "crop:0", "crop:-1", "crop:x", "flip:2", None, 3),
+        *("randaugment:31", "randaugment:11x9", "hue:0.51", "saturation:1.1", "erase:1.01"),
+        *("mixup:11", "mixup:x", "cutmix:-1"),
+    ],
     "precision": ["float64", "bfloat16", None],
     "learning_rate_examples": [-1, 1.5, NAN, "1", None, True],
     "learning_rate_scales": [3, "beta=2", ["beta"], {"beta": -1}, {"beta": "x"}],

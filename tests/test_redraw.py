@@ -34,7 +34,10 @@ def run_tiny(**kwargs):
     return train_recipe("lab_mlp", **{"dataset": tiny.dataset(), **BASE, **kwargs})
 
 
-@pytest.mark.parametrize("augment", ["none", "flip,crop:2,brightness:0.2", "altflip,cutout:3"])
+@pytest.mark.parametrize(
+    "augment",
+    ["none", "flip,crop:2,brightness:0.2", "altflip,cutout:3", "randaugment,mixup,cutmix"],
+)
 def test_it_is_what_the_run_trained_on(tmp_path, monkeypatch, augment):
     trained_on = []
     make = loop.make_train_step

@@ -186,6 +186,14 @@ def copy_to_torch(net, model):
             "augment of a recipe for --compare=torch must be one of flip, .*, not 'cutout'",
         ),
         (
+            "fast94:augment=altflip,mixup:0.2",
+            "augment of a recipe for --compare=torch must be one of flip, .*, not 'mixup'",
+        ),
+        (
+            "fast94:augment=randaugment",
+            "augment of a recipe for --compare=torch must be one of flip, .*, not 'randaugment'",
+        ),
+        (
             'fast94:freeze={"beta":1}',
             "--compare=torch needs a recipe that freezes whitening/bias alone, not 'beta'",
         ),

@@ -193,8 +193,8 @@ def plot_augmentations(
       originals: [R, H, W, C] uint8, C 1 or 3.
       draws: [R, N, H, W, C] numbers on the 0..255 scale; what is beyond it is shown as its end.
       names: of the R augmentations.
-      captions: what is written below each draw, R times N of them; an empty one leaves no room in
-        rows that have no other.
+      captions: what is written below each draw, R times N of them, of a line or more; empty for
+        nothing.
       title: heading of the figure.
       path: where to save the figure as PNG.
 
@@ -211,21 +211,20 @@ def plot_augmentations(
     _check_draws(originals, draws, names, captions)
     rows, columns = draws.shape[:2]
     below = captions or [[""] * columns] * rows
-    # A caption needs a quarter of an inch.
-    heights = [1.0 + (0.24 if any(texts) else 0.0) for texts in below]
+    # Inches below each row.
+    lines = [max((len(text.splitlines()) for text in texts), default=0) for texts in below]
+    height = rows + sum(0.13 * count + 0.06 * bool(count) for count in lines)
     shown = np.clip(np.round(draws), 0, 255).astype(np.uint8)
     with figure_style():
         figure = Figure(
-            figsize=(1.05 * (columns + 1) + 1.3, sum(heights) + (0.75 if title else 0.4)),
+            figsize=(1.02 * (columns + 1) + 1.4, 1.02 * height + (0.75 if title else 0.4)),
             layout="constrained",
         )
-        axes = figure.subplots(rows, columns + 1, squeeze=False, height_ratios=heights)
+        axes = figure.subplots(rows, columns + 1, squeeze=False)
         for row, (name, line) in enumerate(zip(names, axes, strict=True)):
             for ax, image in zip(line, [originals[row], *shown[row]], strict=True):
                 _draw_image(ax, image)
-            line[0].set_ylabel(
-                name.replace(",", ",\n"), rotation=0, ha="right", va="center", labelpad=8
-            )
+            line[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
             for ax, text in zip(line[1:], below[row], strict=True):
                 ax.set_xlabel(text, fontsize=8, labelpad=2)
         axes[0, 0].set_title("original", fontsize=10, loc="center", color=MUTED)
