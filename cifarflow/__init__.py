@@ -32,7 +32,20 @@ if TYPE_CHECKING:
     from cifarflow.data.randaugment import rand_augment
     from cifarflow.data.splits import Dataset, Split
     from cifarflow.errors import CifarflowError, NonFiniteError
-    from cifarflow.evaluation.metrics import confusion_matrix, per_class_accuracy
+    from cifarflow.evaluation.comparison import Comparison, mcnemar
+    from cifarflow.evaluation.confidence import (
+        Calibration,
+        Mistakes,
+        calibration,
+        worst_mistakes,
+    )
+    from cifarflow.evaluation.metrics import (
+        ClassScores,
+        class_scores,
+        confusion_matrix,
+        per_class_accuracy,
+        top_k_accuracy,
+    )
     from cifarflow.evaluation.predict import Predictor, predict, softmax
     from cifarflow.evaluation.statistics import Summary, summarise
     from cifarflow.models.cnn import cnn, final
@@ -45,6 +58,7 @@ if TYPE_CHECKING:
     from cifarflow.optimizers.schedules import Constant, Cosine, InverseTime, OneCycle, Piecewise
     from cifarflow.optimizers.sgd import SGD
     from cifarflow.recipes.build import load_recipe_data
+    from cifarflow.recipes.compare import compare_runs
     from cifarflow.recipes.named import RECIPES, get_recipe
     from cifarflow.recipes.recipe import Recipe
     from cifarflow.recipes.redraw import batch_at, load_recipe
@@ -56,9 +70,11 @@ if TYPE_CHECKING:
         plot_comparison,
         plot_confusion_matrix,
         plot_history,
+        plot_mistakes,
         plot_model_eval,
         plot_predictions,
         plot_random_from_each_class,
+        plot_reliability,
     )
     from cifarflow.reporting.progress import Progress
     from cifarflow.sweeps import (
@@ -110,7 +126,15 @@ _MODULES = {
     "data.randaugment": ("rand_augment",),
     "data.splits": ("Dataset", "Split"),
     "errors": ("CifarflowError", "NonFiniteError"),
-    "evaluation.metrics": ("confusion_matrix", "per_class_accuracy"),
+    "evaluation.comparison": ("Comparison", "mcnemar"),
+    "evaluation.confidence": ("Calibration", "Mistakes", "calibration", "worst_mistakes"),
+    "evaluation.metrics": (
+        "ClassScores",
+        "class_scores",
+        "confusion_matrix",
+        "per_class_accuracy",
+        "top_k_accuracy",
+    ),
     "evaluation.predict": ("Predictor", "predict", "softmax"),
     "evaluation.statistics": ("Summary", "summarise"),
     "models.cnn": ("cnn", "final"),
@@ -123,6 +147,7 @@ _MODULES = {
     "optimizers.schedules": ("Constant", "Cosine", "InverseTime", "OneCycle", "Piecewise"),
     "optimizers.sgd": ("SGD",),
     "recipes.build": ("load_recipe_data",),
+    "recipes.compare": ("compare_runs",),
     "recipes.named": ("RECIPES", "get_recipe"),
     "recipes.recipe": ("Recipe",),
     "recipes.redraw": ("batch_at", "load_recipe"),
@@ -134,9 +159,11 @@ _MODULES = {
         "plot_comparison",
         "plot_confusion_matrix",
         "plot_history",
+        "plot_mistakes",
         "plot_model_eval",
         "plot_predictions",
         "plot_random_from_each_class",
+        "plot_reliability",
     ),
     "reporting.progress": ("Progress",),
     "sweeps": (

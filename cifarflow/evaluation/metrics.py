@@ -1,8 +1,10 @@
 """Counts of right and wrong, and the accuracies that follow from them.
 
     matrix = confusion_matrix(labels, logits.argmax(axis=1), num_classes=10)
-    accuracy(matrix)            # 0.701
-    per_class_accuracy(matrix)  # [10], one a class
+    accuracy(matrix)                       # 0.701
+    per_class_accuracy(matrix)             # [10], one a class
+    class_scores(matrix).precision         # [10], as are .recall and .f1
+    top_k_accuracy(labels, logits, k=5)    # 0.973
 
 A confusion matrix is a table of sums: the matrices of two parts of a data set, added, are the
 matrix of the whole.  So batches of any size can be counted one by one.  NumPy only.
@@ -11,11 +13,12 @@ matrix of the whole.  So batches of any size can be counted one by one.  NumPy o
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cifarflow.errors import DataError, check_int
+from cifarflow.errors import ConfigError, DataError, check_int
 
 
 def confusion_matrix(
@@ -37,8 +40,8 @@ def confusion_matrix(
         the two differ in length.
     """
     num_classes = check_int("num_classes", num_classes)
-    true = _class_indices("labels", labels, num_classes)
-    predicted = _class_indices("predictions", predictions, num_classes)
+    true = check_classes("labels", labels, num_classes=num_classes)
+    predicted = check_classes("predictions", predictions, num_classes=num_classes)
     if len(true) != len(predicted):
         raise DataError(
             f"labels and predictions must be equally many, not {len(true)} and {len(predicted)}"
@@ -61,11 +64,7 @@ def per_class_accuracy(matrix: ArrayLike) -> NDArray[np.float64]:
     Raises:
       DataError: if `matrix` is not a square table of counts.
     """
-    counts = check_matrix(matrix)
-    totals = counts.sum(axis=1)
-    shares = np.full(len(counts), np.nan)
-    np.divide(np.diagonal(counts), totals, out=shares, where=totals > 0)
-    return shares
+    return class_scores(matrix).recall
 
 
 def accuracy(matrix: ArrayLike) -> float:
@@ -85,6 +84,92 @@ def accuracy(matrix: ArrayLike) -> float:
     return int(np.trace(counts)) / total if total else math.nan
 
 
+class ClassScores(NamedTuple):
+    """How well each class is told from the others; NaN where there is nothing to divide by.
+
+    Attributes:
+      precision: [C] float64, 0..1: the share of what was predicted as the class that is of it.
+      recall: [C] float64, 0..1: the share of the class that was predicted as it.
+      f1: [C] float64, 0..1: the harmonic mean of the two, 2 * hits / (predicted + true).
+    """
+
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    f1: NDArray[np.float64]
+
+
+def class_scores(matrix: ArrayLike) -> ClassScores:
+    """Precision, recall and F1 of each class.
+
+    Args:
+      matrix: [C, C] counts; rows true, columns predicted.
+
+    Returns:
+      The `ClassScores`.  A class that was never predicted has no precision, one without examples no
+      recall, and one of neither no F1: these entries are NaN.
+
+    Raises:
+      DataError: if `matrix` is not a square table of counts.
+    """
+    counts = check_matrix(matrix)
+    hits, true, predicted = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
+
+    def shares(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.divide(part, whole, out=np.full(len(counts), np.nan), where=whole > 0)
+
+    return ClassScores(
+        shares(hits, predicted), shares(hits, true), shares(2 * hits, true + predicted)
+    )
+
+
+def top_k_accuracy(labels: ArrayLike, outputs: ArrayLike, *, k: int) -> float:
+    """The share of all examples whose class is among the k with the largest outputs.
+
+    Of equal outputs the lower class comes first, as it does for `argmax`: with k=1 this is
+    `accuracy`.
+
+    Args:
+      labels: [N] integers, 0..C - 1.
+      outputs: [N, C] finite numbers: logits or probabilities.
+      k: whole number, 1..C.
+
+    Returns:
+      0..1, or NaN for no examples.
+
+    Raises:
+      ConfigError: if k is out of range.
+      DataError: if an argument has another shape, or a value out of range.
+    """
+    scores = check_outputs(outputs)
+    num_classes = scores.shape[1]
+    if check_int("k", k) > num_classes:
+        raise ConfigError(f"k must be at most the {num_classes} classes, not {k!r}")
+    true = check_classes("labels", labels, num_classes=num_classes, count=len(scores))
+    if not len(true):
+        return math.nan
+    own = scores[np.arange(len(true)), true][:, None]
+    is_before = (scores > own) | ((scores == own) & (np.arange(num_classes)[None] < true[:, None]))
+    return float((is_before.sum(axis=1) < k).mean())
+
+
+def check_outputs(outputs: ArrayLike, *, name: str = "outputs") -> NDArray[np.float64]:
+    """Returns `outputs` as [N, C] float64.
+
+    Raises:
+      DataError: if they have another shape, no class, or hold anything but finite numbers.
+    """
+    values = np.asarray(outputs)
+    if values.ndim != 2 or not values.shape[1]:
+        raise DataError(f"{name} must be of shape [N, C], not {list(values.shape)}")
+    if values.dtype.kind not in "fiu":
+        raise DataError(f"{name} must be numbers, not {values.dtype}")
+    values = values.astype(np.float64)
+    if not np.isfinite(values).all():
+        wrong = values[~np.isfinite(values)][0]
+        raise DataError(f"{name} must be finite, not {wrong}")
+    return values
+
+
 def check_matrix(matrix: ArrayLike) -> NDArray[np.int64]:
     """Returns `matrix` as [C, C] int64 counts.
 
@@ -101,10 +186,25 @@ def check_matrix(matrix: ArrayLike) -> NDArray[np.int64]:
     return counts.astype(np.int64)
 
 
-def _class_indices(name: str, values: ArrayLike, num_classes: int) -> NDArray[np.int64]:
+def check_classes(
+    name: str, values: ArrayLike, *, num_classes: int, count: int | None = None
+) -> NDArray[np.int64]:
+    """Returns `values` as [N] int64 classes.
+
+    Args:
+      name: what they are called, for messages.
+      values: [N] integers, 0..num_classes - 1; N may be 0.
+      num_classes: how many classes there are.
+      count: what N must be; None for any.
+
+    Raises:
+      DataError: if they are not that.
+    """
     indices = np.asarray(values)
     if indices.ndim != 1:
         raise DataError(f"{name} must be of shape [N], not {list(indices.shape)}")
+    if count is not None and len(indices) != count:
+        raise DataError(f"{name} must be {count}, one an example, not {len(indices)}")
     # An empty list comes as float64; there is nothing in it to be of a wrong type.
     if indices.size and not np.issubdtype(indices.dtype, np.integer):
         raise DataError(f"{name} must be integers, not {indices.dtype}")

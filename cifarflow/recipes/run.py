@@ -22,8 +22,10 @@ from cifarflow.data.pipeline import evaluation_batches
 from cifarflow.data.splits import Dataset
 from cifarflow.device import describe_device, prepare_gpus
 from cifarflow.errors import ConfigError, DataError, NonFiniteError, WorkdirError, check_choice
+from cifarflow.evaluation.confidence import worst_mistakes
 from cifarflow.evaluation.metrics import accuracy, confusion_matrix, per_class_accuracy
-from cifarflow.evaluation.predict import predict
+from cifarflow.evaluation.predict import predict, softmax
+from cifarflow.evaluation.scores import score_outputs
 from cifarflow.recipes.build import (
     Pieces,
     assemble,
@@ -233,7 +235,7 @@ def train_recipe(
         history.flush()
         summary["total_seconds"] = round(time.perf_counter() - started, 3)
         if folder is not None and checkpoints is not None:
-            folder.write_test_outputs(outputs)
+            _write_tested(folder, dataset, outputs)
             folder.write_json("summary.json", summary)
             asked = {"tensorboard": tensorboard, "profile": profile is not None}
             paths = [folder.path / name for name in asked if asked[name]]
@@ -276,6 +278,15 @@ def _profile(
     found = profile_steps(*arguments, directory=directory, **options)
     show(f"{found.table()}\n{found.verdict}")
     show(f"the trace is in {directory}: https://ui.perfetto.dev opens trace.json.gz")
+
+
+def _write_tested(folder: Workdir, dataset: Dataset, outputs: np.ndarray) -> None:
+    """Keeps what the test came to, image by image."""
+    images, labels = dataset.test
+    folder.write_test_outputs(outputs)
+    folder.write_test_labels(labels)
+    worst = worst_mistakes(labels, softmax(outputs))
+    folder.write_mistakes(images=images[worst.indices], **worst._asdict())
 
 
 def _summary(
@@ -330,6 +341,7 @@ def _summary(
             for share in per_class_accuracy(matrix)
         ],
         "confusion_matrix": matrix.tolist(),
+        "scores": score_outputs(test.labels, outputs),
         "class_names": list(dataset.class_names),
         "weights_sha256": hash_arrays(model.variables),
         "versions": {

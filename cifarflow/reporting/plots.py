@@ -28,6 +28,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from cifarflow.errors import ConfigError, DataError, check_int
+from cifarflow.evaluation.confidence import check_probabilities, worst_mistakes
 from cifarflow.evaluation.metrics import accuracy, check_matrix, per_class_accuracy
 from cifarflow.files import replacing
 
@@ -343,6 +344,138 @@ def plot_predictions(
         )
         chosen = _choose(len(images), count, seed)
         _draw_predictions(figure, images, labels, chances, class_names, chosen, columns)
+        _set_title(figure, title)
+    return save_figure(figure, path)
+
+
+def plot_mistakes(
+    images: ArrayLike,
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    *,
+    class_names: Sequence[str],
+    count: int = 24,
+    title: str | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
+    """Shows the mistakes that a model is most confident of, the worst first.
+
+    Above each image are the class predicted and its probability, below it the true class and the
+    probability of that.
+
+    Args:
+      images: [N, H, W, C] uint8, C 1 or 3.
+      labels: [N] integers, 0..len(class_names) - 1.
+      probabilities: [N, len(class_names)] floats, 0..1, each row adding up to 1 (softmax, not
+        logits).
+      class_names: the name of each label.
+      count: images to show, >= 1; with fewer mistakes than that, all are shown.
+      title: heading of the figure, such as recipe and data set.
+      path: where to save the figure as PNG.
+
+    Returns:
+      The figure; each image is an axes.
+
+    Raises:
+      ConfigError: if `count` is not a whole number >= 1, or by `save_figure`.
+      DataError: if arrays have the wrong shape, dtype, range or length.
+      WorkdirError: if `path` cannot be written.
+    """
+    count = check_int("count", count)
+    images, labels = _check_examples(images, labels, class_names)
+    chances = _check_probabilities(probabilities, len(images), class_names)
+    worst = worst_mistakes(labels, chances, count=count)
+    shown = len(worst.indices)
+    columns = max(1, min(6, shown))
+    rows = max(1, math.ceil(shown / columns))
+    with figure_style():
+        figure = Figure(
+            figsize=(max(3.0, 1.6 * columns + 0.2), 2.05 * rows + (0.5 if title else 0.1)),
+            layout="constrained",
+        )
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for ax in axes.flat[shown:]:
+            ax.set_axis_off()
+        if not shown:
+            axes[0, 0].text(0.5, 0.5, "no mistakes", ha="center", color=MUTED)
+        for ax, index, true, predicted, row in zip(
+            axes.flat,
+            worst.indices,
+            worst.labels,
+            worst.predicted,
+            worst.probabilities,
+            strict=False,
+        ):
+            _draw_image(ax, images[index])
+            ax.set_title(
+                f"{class_names[predicted]} {row[predicted]:.1%}",
+                fontsize=9.5,
+                loc="center",
+                color=VERMILION,
+            )
+            ax.set_xlabel(f"is: {class_names[true]} {row[true]:.1%}", fontsize=9.5, labelpad=3)
+        _set_title(figure, title)
+    return save_figure(figure, path)
+
+
+def plot_reliability(
+    bins: Sequence[Sequence[float | None]],
+    *,
+    title: str | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
+    """Shows how often a model is right when it is how sure, and how often it is how sure.
+
+    Where the bars end on the diagonal, the model is right as often as it says.
+
+    Args:
+      bins: of equal width from 0 to 1, each of (mean confidence, accuracy, count), the first two
+        None where the count is 0: `calibration(...).bins`, or "calibration_bins" of a summary.
+      title: heading of the figure, such as recipe and data set.
+      path: where to save the figure as PNG.
+
+    Returns:
+      The figure; axes of the accuracies and of the counts.
+
+    Raises:
+      ConfigError: by `save_figure`.
+      DataError: if there is no bin, or one is not three such numbers.
+      WorkdirError: if `path` cannot be written.
+
+    Source: the reliability diagram and confidence histogram of Guo et al., "On Calibration of
+      Modern Neural Networks" (2017), figure 1.
+    """
+    confidence, accuracies, counts = _check_bins(bins)
+    width = 1 / len(counts)
+    left = np.arange(len(counts)) * width
+    total, is_full = int(counts.sum()), counts > 0
+    with figure_style():
+        figure = Figure(figsize=(5.2, 5.8 if title else 5.4), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        bars: dict[str, Any] = {"width": width, "align": "edge", "edgecolor": "white"}
+        upper.bar(left, accuracies, color=BLUE, alpha=0.6, label="accuracy", **bars)
+        upper.plot(
+            [0, 1], [0, 1], "--", color=INK, linewidth=1.2, label="right as often as it says"
+        )
+        upper.plot(
+            confidence[is_full],
+            accuracies[is_full],
+            "o",
+            color=VERMILION,
+            markersize=5,
+            label="mean confidence",
+        )
+        error = float(np.abs(accuracies - confidence)[is_full] @ counts[is_full]) / max(1, total)
+        text = f"Expected calibration error {error:.3f}" if total else "No examples"
+        upper.set_title(text)
+        upper.set_ylabel("accuracy")
+        upper.set_ylim(0, 1)
+        upper.legend(loc="upper left")
+        lower.bar(left, counts / max(1, total), color=MUTED, **bars)
+        lower.set_ylabel("share of images")
+        lower.set_xlabel("confidence")
+        lower.set_xlim(0, 1)
+        figure.align_ylabels()
         _set_title(figure, title)
     return save_figure(figure, path)
 
@@ -672,11 +805,27 @@ def _check_probabilities(
             f"probabilities must be [{size}, {len(class_names)}], a row an image and a column a "
             f"class name, not {list(chances.shape)}"
         )
-    # Half precision leaves sums of rows some thousandths off 1.
-    if not (chances.min() >= 0 and np.allclose(chances.sum(axis=1), 1, atol=0.02)):
-        raise DataError(
-            "each row of probabilities must be >= 0 and add up to 1 (apply softmax to logits), "
-            f"not {chances.min():g}..{chances.max():g} with sums "
-            f"{chances.sum(axis=1).min():g}..{chances.sum(axis=1).max():g}"
-        )
-    return chances
+    return check_probabilities(chances)
+
+
+def _check_bins(
+    bins: Sequence[Sequence[float | None]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Returns confidences and accuracies, 0 where there are none, and counts."""
+    if not len(bins):
+        raise DataError("bins must hold at least one, not 0")
+    rows: list[Any] = [list(entry) for entry in bins]
+    for row in rows:
+        try:
+            *shares, count = [0, 0, 0] if row[2:] == [0] else map(float, row)
+            is_good = len(shares) == 2 and count == int(count) >= 0
+            is_good = is_good and all(0 <= share <= 1 for share in shares)
+        except (TypeError, ValueError, OverflowError):
+            is_good = False
+        if not is_good:
+            raise DataError(
+                "each of the bins must be (mean confidence, accuracy, count), the first two in "
+                f"0..1, not {tuple(row)!r}"
+            )
+    table = np.array([[0, 0, 0] if row[2] == 0 else row for row in rows], np.float64)
+    return table[:, 0], table[:, 1], table[:, 2].astype(np.int64)

@@ -11,6 +11,8 @@ In the folder are
     checkpoints/        the state, a file a step
     capsules/           steps whose numbers were not finite, a folder each
     test_outputs.npy    the model's outputs for the test set
+    test_labels.npy     its labels
+    mistakes.npz        the mistakes that the model is most confident of, with their images
     summary.json        what came of it
 
 The summary is written last: a folder that has it holds a finished run.
@@ -29,13 +31,14 @@ import errno
 import json
 import os
 import pathlib
+import re
 import time
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 try:
     import fcntl
@@ -49,6 +52,7 @@ from cifarflow.files import replacing
 from cifarflow.untrusted import (
     one_line,
     open_file,
+    open_npz,
     parse_json,
     read_array,
     read_array_header,
@@ -66,6 +70,32 @@ _SUMMARY_NUMBERS = (
     *("test_loss", "test_accuracy"),
 )
 _SUMMARY_TEXTS = ("recipe", "dataset", "precision", "device", "weights_sha256")
+# Those of `write_mistakes`: dtype, and how many sides after the first.
+_MISTAKES = {
+    "images": ("uint8", 3),
+    "labels": ("int32", 0),
+    "predicted": ("int32", 0),
+    "probabilities": ("float32", 1),
+    "indices": ("int32", 0),
+}
+
+
+class ArrayKind(NamedTuple):
+    """What an array in a file must be.
+
+    Attributes:
+      kind: of its dtype, as NumPy has it: "f" for floats, "i" for signed integers.
+      sides: how many dimensions.
+      text: the same for a message.
+    """
+
+    kind: str
+    sides: int
+    text: str
+
+
+OUTPUTS = ArrayKind("f", 2, "float32 of shape (images, classes)")
+_LABELS = ArrayKind("i", 1, "int32 of shape (images,)")
 
 
 class Workdir:
@@ -231,12 +261,13 @@ class Workdir:
         """What a finished run should have and this one has not, by name.
 
         Args:
-          *paths: files and folders in this folder beside recipe, log, test outputs and summary.
+          *paths: files and folders in this folder beside log, summary and the like.
 
         Raises:
           WorkdirError: if the folder cannot be read.
         """
-        names = ("recipe.json", "metrics.jsonl", "test_outputs.npy", "summary.json")
+        tested = ("test_outputs.npy", "test_labels.npy", "mistakes.npz")
+        names = ("recipe.json", "metrics.jsonl", *tested, "summary.json")
         every = [*(self.path / name for name in names), *paths]
         return [str(path.relative_to(self.path)) for path in every if not self._exists(path)]
 
@@ -296,29 +327,105 @@ class Workdir:
         Raises:
           DataError: if the file is damaged.
         """
-        path = self.path / "test_outputs.npy"
+        return read_npy(self.path / "test_outputs.npy", OUTPUTS)
+
+    def read_test_labels(self) -> np.ndarray | None:
+        """Reads the labels of a finished run's test set; None if they are not there.
+
+        Returns:
+          [N] int32.
+
+        Raises:
+          DataError: if the file is damaged.
+        """
+        return read_npy(self.path / "test_labels.npy", _LABELS)
+
+    def read_mistakes(self) -> dict[str, np.ndarray] | None:
+        """Reads a finished run's worst mistakes; None if they are not there.
+
+        Returns:
+          By name what `write_mistakes` takes.
+
+        Raises:
+          DataError: if the file is damaged, or holds anything else.
+        """
+        path = self.path / "mistakes.npz"
         with reading(repr(str(path)), failing="is damaged"):
             try:
-                file = open_file(path)
+                with open_npz(path, packed=False) as archive:
+                    if sorted(archive.namelist()) != sorted(f"{name}.npy" for name in _MISTAKES):
+                        raise ValueError(f"it has not the members {', '.join(_MISTAKES)} alone")
+                    found = {}
+                    for name, (dtype, sides) in _MISTAKES.items():
+                        info = archive.getinfo(f"{name}.npy")
+                        with archive.open(info) as file:
+                            header = read_array_header(file)
+                            if header.dtype != dtype or len(header.shape) != 1 + sides:
+                                raise ValueError(
+                                    f"its {name} are {header.dtype} of shape {header.shape}"
+                                )
+                            found[name] = read_array(file, header, size=info.file_size)
             except FileNotFoundError:
                 return None
-            with file:
-                header = read_array_header(file)
-                if len(header.shape) != 2 or header.dtype.kind != "f":
-                    raise ValueError(
-                        f"it is {header.dtype} of shape {header.shape}, "
-                        "expected float32 of shape (images, classes)"
-                    )
-                return read_array(file, header, size=os.fstat(file.fileno()).st_size)
+            _check_mistakes(found)
+            return found
 
     def write_test_outputs(self, outputs: np.ndarray) -> None:
         """Keeps the model's outputs for the test set, which is read once only.
 
+        Args:
+          outputs: [N, num_classes] float32.
+
         Raises:
           WorkdirError: if the file cannot be written.
         """
-        with replacing(self.path / "test_outputs.npy") as file:
-            np.save(file, outputs, allow_pickle=False)
+        self._write_npy("test_outputs.npy", outputs)
+
+    def write_test_labels(self, labels: np.ndarray) -> None:
+        """Keeps the labels of the test set, by which two runs can be compared.
+
+        Args:
+          labels: [N] int32.
+
+        Raises:
+          WorkdirError: if the file cannot be written.
+        """
+        self._write_npy("test_labels.npy", labels)
+
+    def write_mistakes(
+        self,
+        *,
+        images: np.ndarray,
+        labels: np.ndarray,
+        predicted: np.ndarray,
+        probabilities: np.ndarray,
+        indices: np.ndarray,
+    ) -> None:
+        """Keeps the worst mistakes, most confident first.
+
+        Args:
+          images: [K, H, W, C] uint8.
+          labels: [K] int32, the true classes.
+          predicted: [K] int32, the classes predicted.
+          probabilities: [K, num_classes] float32.
+          indices: [K] int32, their places in the test set.
+
+        Raises:
+          WorkdirError: if the file cannot be written.
+        """
+        with replacing(self.path / "mistakes.npz") as file:
+            np.savez(
+                file,
+                images=images,
+                labels=labels,
+                predicted=predicted,
+                probabilities=probabilities,
+                indices=indices,
+            )
+
+    def _write_npy(self, name: str, array: np.ndarray) -> None:
+        with replacing(self.path / name) as file:
+            np.save(file, array, allow_pickle=False)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes one of the folder's JSON files, whole or not at all.
@@ -400,6 +507,49 @@ def first_difference(found: Mapping[str, Any], recipe: Mapping[str, Any]) -> str
     return next((key for key in keys if found.get(key) != recipe.get(key)), None)
 
 
+def read_npy(path: pathlib.Path, kind: ArrayKind) -> np.ndarray | None:
+    """Reads an array that anybody may have written; None if there is no such file.
+
+    Args:
+      path: an `.npy` file.
+      kind: what it must be.
+
+    Raises:
+      DataError: if the file is damaged, or holds anything else.
+    """
+    with reading(repr(str(path)), failing="is damaged"):
+        try:
+            file = open_file(path)
+        except FileNotFoundError:
+            return None
+        with file:
+            header = read_array_header(file)
+            if len(header.shape) != kind.sides or header.dtype.kind != kind.kind:
+                raise ValueError(
+                    f"it is {header.dtype} of shape {header.shape}, expected {kind.text}"
+                )
+            return read_array(file, header, size=os.fstat(file.fileno()).st_size)
+
+
+def _check_mistakes(found: Mapping[str, np.ndarray]) -> None:
+    """Refuses what cannot be drawn.
+
+    Raises:
+      ValueError: if the arrays do not belong together, or a value is out of range.
+    """
+    counts = {len(array) for array in found.values()}
+    if len(counts) > 1:
+        raise ValueError(f"its arrays are of {', '.join(map(str, sorted(counts)))} mistakes")
+    probabilities = found["probabilities"]
+    # Of a NaN no comparison holds.
+    if not ((probabilities >= 0) & (probabilities <= 1)).all():
+        raise ValueError("its probabilities are not within 0..1")
+    num_classes = probabilities.shape[1]
+    for name, end in (("labels", num_classes), ("predicted", num_classes), ("indices", 2**31)):
+        if not ((found[name] >= 0) & (found[name] < end)).all():
+            raise ValueError(f"its {name} are not within 0..{end - 1}")
+
+
 def _is_as_it_must_be(key: str, value: Any) -> bool:
     """Whether a summary's value can be printed and drawn; others than the known may be anything."""
     if key in _SUMMARY_NUMBERS:
@@ -416,7 +566,38 @@ def _is_as_it_must_be(key: str, value: Any) -> bool:
             isinstance(row, list) and len(row) == len(value) and all(map(_is_count, row))
             for row in value
         )
+    return key != "scores" or _are_scores(value)
+
+
+def _are_scores(value: Any) -> bool:
+    """Whether scores can be printed and drawn; those that are not known may be anything."""
+    if not isinstance(value, dict):
+        return False
+    for key, score in value.items():
+        if key in ("precision", "recall", "f1"):
+            if not (isinstance(score, list) and all(map(_is_share, score))):
+                return False
+        elif key == "calibration_bins":
+            if not (isinstance(score, list) and all(map(_is_bin, score))):
+                return False
+        elif re.fullmatch(r"top_[0-9]{1,4}_accuracy|expected_calibration_error", key) and not (
+            _is_share(score)
+        ):
+            return False
     return True
+
+
+def _is_bin(value: Any) -> bool:
+    """Whether this is a bin of a reliability diagram: mean confidence, accuracy, count."""
+    if not (isinstance(value, list) and len(value) == 3 and _is_count(value[2])):
+        return False
+    # Both are defined where there is something to take the mean of, and only there.
+    return all(_is_share(part) and (part is None) == (value[2] == 0) for part in value[:2])
+
+
+def _is_share(value: Any) -> bool:
+    """Whether this is 0..1, or not defined."""
+    return value is None or (_is_number(value) and 0 <= value <= 1)
 
 
 def _is_count(value: Any) -> bool:
