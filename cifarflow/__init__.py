@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cifarflow.data.pipeline import ArrayBatches, DatasetBatches, evaluation_batches
     from cifarflow.data.randaugment import rand_augment
     from cifarflow.data.splits import Dataset, Split
+    from cifarflow.ensemble import Ensemble, Member, train_ensemble
     from cifarflow.errors import CifarflowError, NonFiniteError
     from cifarflow.evaluation.comparison import Comparison, mcnemar
     from cifarflow.evaluation.confidence import (
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     )
     from cifarflow.evaluation.predict import Predictor, predict, softmax
     from cifarflow.evaluation.statistics import Summary, summarise
+    from cifarflow.evaluation.voting import Combined, combine_outputs
     from cifarflow.models.cnn import cnn, final
     from cifarflow.models.flops import count_flops
     from cifarflow.models.mlp import mlp
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
         plot_augmentations,
         plot_comparison,
         plot_confusion_matrix,
+        plot_ensemble,
         plot_history,
         plot_mistakes,
         plot_model_eval,
@@ -125,6 +128,7 @@ _MODULES = {
     "data.pipeline": ("ArrayBatches", "DatasetBatches", "evaluation_batches"),
     "data.randaugment": ("rand_augment",),
     "data.splits": ("Dataset", "Split"),
+    "ensemble": ("Ensemble", "Member", "train_ensemble"),
     "errors": ("CifarflowError", "NonFiniteError"),
     "evaluation.comparison": ("Comparison", "mcnemar"),
     "evaluation.confidence": ("Calibration", "Mistakes", "calibration", "worst_mistakes"),
@@ -137,6 +141,7 @@ _MODULES = {
     ),
     "evaluation.predict": ("Predictor", "predict", "softmax"),
     "evaluation.statistics": ("Summary", "summarise"),
+    "evaluation.voting": ("Combined", "combine_outputs"),
     "models.cnn": ("cnn", "final"),
     "models.flops": ("count_flops",),
     "models.mlp": ("mlp",),
@@ -158,6 +163,7 @@ _MODULES = {
         "plot_augmentations",
         "plot_comparison",
         "plot_confusion_matrix",
+        "plot_ensemble",
         "plot_history",
         "plot_mistakes",
         "plot_model_eval",

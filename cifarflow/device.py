@@ -16,6 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 _CPUINFO = pathlib.Path("/proc/cpuinfo")
+_STATM = pathlib.Path("/proc/self/statm")
 
 
 def prepare_gpus() -> None:
@@ -63,6 +64,14 @@ def has_bfloat16() -> bool:
 def has_amx() -> bool:
     """Whether the processor multiplies bfloat16 in tiles, by Intel's AMX (from /proc/cpuinfo)."""
     return "amx_bf16" in _cpuinfo().get("flags", "").split()
+
+
+def resident_bytes() -> int | None:
+    """The memory that this process has resident now; None where Linux does not tell."""
+    try:
+        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 def _gpu_details(gpu: Any) -> dict[str, Any]:

@@ -5,6 +5,9 @@
         trial = trials.run(seed)
         print(trial.seed, trial.seconds, trial.accuracy)
 
+    trials.train(10)  # the same in parts: the weights are then those of trials.model
+    outputs, outputs_with_tta = trials.outputs()
+
 A trial computes what `train_recipe` computes with that seed, bit for bit on the same CPU, and
 writes nothing.  The step is compiled once and serves all of them.
 """
@@ -15,6 +18,7 @@ import contextlib
 import dataclasses
 import math
 import time
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -85,6 +89,23 @@ class Trial:
     weights_sha256: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What training with one seed took.
+
+    Attributes:
+      steps: how many were trained.
+      seconds: of the training steps, and of what else `TIMING_RULE` counts before the evaluation.
+      train_seconds: those of the training steps among them.
+      curve: as in `Trial`.
+    """
+
+    steps: int
+    seconds: float
+    train_seconds: float
+    curve: tuple[tuple[float, float, float], ...]
+
+
 class Trials:
     """A recipe compiled once, to be run with many seeds.
 
@@ -115,6 +136,7 @@ class Trials:
         if not len(self._split):
             raise DataError(f"the data set {dataset.name!r} must have {read} images, not 0")
         self._dataset = dataset
+        self._seed = recipe.seed
         self._pieces = pieces = assemble(recipe, dataset)
         self.recipe = pieces.recipe
         if not pieces.batches.resident:
@@ -163,6 +185,11 @@ class Trials:
         """How often the training step has been traced."""
         return int(self._train_step.experimental_get_tracing_count())
 
+    @property
+    def model(self) -> Any:
+        """The model, of the weights that the last training left; the next one changes them."""
+        return self._pieces.model
+
     def check(self) -> None:
         """Checks what the training step does, outside the clock, see `check_step`.
 
@@ -189,6 +216,65 @@ class Trials:
             images.
           NonFiniteError: if the training loss, or an output in the end, is not finite.
         """
+        trained = self.train(seed, curve_epochs=curve_epochs, progress=progress)
+        start = time.perf_counter()
+        outputs = self._predict(self._split.images)
+        seconds = trained.seconds + time.perf_counter() - start
+        self._check_finite(outputs)
+        matrix = confusion_matrix(
+            self._split.labels, outputs.argmax(-1), num_classes=self._dataset.num_classes
+        )
+        losses = self._pieces.loss_fn(tf.constant(self._split.labels), tf.constant(outputs))
+        return Trial(
+            seed=seed,
+            steps=trained.steps,
+            epochs=trained.steps / self.steps_per_epoch,
+            seconds=seconds,
+            train_seconds=trained.train_seconds,
+            read=self._read,
+            accuracy=float(accuracy(matrix)),
+            loss=float(np.mean(losses.numpy(), dtype=np.float64)),
+            curve=trained.curve,
+            weights_sha256=hash_arrays(self.model.variables),
+        )
+
+    def outputs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Reads the images that `read` names, by the weights that the last training left.
+
+        Returns:
+          Outputs [N, num_classes] float32 without and with the recipe's test-time augmentation.
+
+        Raises:
+          NonFiniteError: if one is not finite.
+        """
+        found = self._predict.plain_and_mean(self._split.images)
+        self._check_finite(*found)
+        return found
+
+    def _check_finite(self, *outputs: np.ndarray) -> None:
+        if not all(np.isfinite(values).all() for values in outputs):
+            raise NonFiniteError(
+                f"the outputs of seed {self._seed} are not finite after the last step: try a "
+                f"smaller learning_rate than {self.recipe.learning_rate:g}"
+            )
+
+    def train(
+        self, seed: int, *, curve_epochs: float = 0.0, progress: ProgressView | None = None
+    ) -> Training:
+        """Trains from the beginning with a seed; the model then has the weights.
+
+        Args:
+          seed: as in `run`, as are the others.
+          curve_epochs: how often to evaluate on the validation images.
+          progress: shows how far training is.
+
+        Returns:
+          The `Training`.
+
+        Raises:
+          ConfigError: as `run`.
+          NonFiniteError: if the training loss is not finite.
+        """
         seed = check_seed(seed)
         check_float("curve_epochs", curve_epochs)
         validation = self._dataset.validation
@@ -196,6 +282,7 @@ class Trials:
             raise ConfigError(
                 f"curve_epochs must be 0 without validation images, not {curve_epochs!r}"
             )
+        self._seed = seed
         self._start_again(seed)
         model = self._pieces.model
         start = time.perf_counter()
@@ -241,29 +328,8 @@ class Trials:
         start = time.perf_counter()
         if self._pieces.averaging is not None:
             self._pieces.averaging.finish()
-        outputs = self._predict(self._split.images)
         seconds += train_seconds + time.perf_counter() - start
-        if not np.isfinite(outputs).all():
-            raise NonFiniteError(
-                f"the outputs of seed {seed} are not finite after the last step: try a smaller "
-                f"learning_rate than {self.recipe.learning_rate:g}"
-            )
-        matrix = confusion_matrix(
-            self._split.labels, outputs.argmax(-1), num_classes=self._dataset.num_classes
-        )
-        losses = self._pieces.loss_fn(tf.constant(self._split.labels), tf.constant(outputs))
-        return Trial(
-            seed=seed,
-            steps=step,
-            epochs=step / self.steps_per_epoch,
-            seconds=seconds,
-            train_seconds=train_seconds,
-            read=self._read,
-            accuracy=float(accuracy(matrix)),
-            loss=float(np.mean(losses.numpy(), dtype=np.float64)),
-            curve=tuple(curve),
-            weights_sha256=hash_arrays(model.variables),
-        )
+        return Training(step, seconds, train_seconds, tuple(curve))
 
     def _start_again(self, seed: int) -> None:
         """Sets all state to what a new process would start with."""

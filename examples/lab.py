@@ -5,7 +5,8 @@
     python examples/lab.py --seeds=3 --workdir=runs/lab --resume
 
 Each run has its own folder in the workdir, RECIPE-SEED; with --resume finished ones are kept and
-an interrupted one goes on.
+an interrupted one goes on.  The runs of a recipe that differ in their seed are an ensemble too: what
+they reach together is printed below the table.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def main() -> None:
     workdir = pathlib.Path(options.pop("workdir"))
     dataset = cf.load_recipe_data(chosen[0], data_dir=options.pop("data_dir"))
     summaries: dict[str, list[dict[str, Any]]] = {}
+    outputs: dict[str, list[Any]] = {}
     for recipe in chosen:
         for seed in range(recipe.seed, recipe.seed + FLAGS.seeds):
             run = cf.train_recipe(
@@ -70,7 +72,12 @@ def main() -> None:
             if FLAGS.plots:
                 cli.draw_and_print(run, dataset)
             summaries.setdefault(recipe.name, []).append(run.summary)
+            outputs.setdefault(recipe.name, []).append(run.test_outputs)
     print(f"\n{table(summaries, dataset)}")
+    for name, found in outputs.items():
+        # Of a finished run that was shown again, the file with them may have been removed.
+        if FLAGS.seeds > 1 and not any(part is None for part in found):
+            print(together(name, cf.combine_outputs(found), dataset))
     if FLAGS.plots:
         # At the end: a run that is refused must leave the folder as it was.
         cf.plot_random_from_each_class(
@@ -90,6 +97,17 @@ def main() -> None:
             path=workdir / "comparison.png",
         )
         print(f"\nall pictures and runs are in {workdir}")
+
+
+def together(name: str, found: cf.Combined, dataset: cf.Dataset) -> str:
+    """What the runs of a recipe reach as an ensemble, in a line."""
+    by_average, by_vote = (
+        (predicted == dataset.test.labels).mean() for predicted in (found.by_average, found.by_vote)
+    )
+    return (
+        f"{found.members} of {name} as an ensemble: test accuracy {by_average:.4f} by average of "
+        f"probabilities, {by_vote:.4f} by majority vote"
+    )
 
 
 def table(summaries: Mapping[str, list[dict[str, Any]]], dataset: cf.Dataset) -> str:

@@ -147,21 +147,39 @@ class Predictor:
         Raises:
           DataError: as `predict`.
         """
+        return self.plain_and_mean(images)[1]
+
+    def plain_and_mean(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the outputs for images both without and with test-time augmentation.
+
+        It takes no longer than a call, which needs the first for the second.
+
+        Args:
+          images: [N, H, W, C] uint8, 0..255, N >= 1.
+
+        Returns:
+          Outputs [N, num_classes] float32 of the images as they are, and means over their views;
+          with tta="none" the two are equal.
+
+        Raises:
+          DataError: as `predict`.
+        """
         images = np.asarray(images)
         self._check_images(images)
-        plain, *others = _VIEWS[self._tta]
-        outputs = self._outputs_of(images, plain)
+        first, *others = _VIEWS[self._tta]
+        plain = self._outputs_of(images, first)
+        outputs = plain.copy()
         if others:
             chosen: Any = slice(None)
             if self._share < 1:
                 count = self._count_unsure(len(images))
                 chosen = np.argsort(_confidence(outputs), kind="stable")[:count]
             unsure = images[chosen]
-            mean = plain.weight * outputs[chosen]
+            mean = first.weight * outputs[chosen]
             for view in others:
                 mean += view.weight * self._outputs_of(unsure, view)
             outputs[chosen] = mean
-        return outputs
+        return plain, outputs
 
     def compile(self, image_shape: tuple[int, int, int], *, num_images: int) -> None:
         """Does, once and without any images, what the first call takes longer for.

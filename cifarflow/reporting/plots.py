@@ -597,6 +597,63 @@ def plot_comparison(
     return save_figure(figure, path)
 
 
+def plot_ensemble(
+    members: Sequence[float],
+    average: Sequence[float],
+    vote: Sequence[float],
+    *,
+    metric: str = "test accuracy",
+    title: str | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
+    """Shows what models reach alone, and the first few of them together.
+
+    Args:
+      members: the value of each model alone.
+      average: of the first one, two, ... up to all, by average of probabilities.
+      vote: the same by majority vote.
+      metric: what is measured, for the axis.
+      title: heading of the figure.
+      path: where to save the figure as PNG.
+
+    Returns:
+      The figure, of one axes.
+
+    Raises:
+      ConfigError: by `save_figure`.
+      DataError: if there is no value, the lengths differ, or a value is not finite.
+      WorkdirError: if `path` cannot be written.
+    """
+    for what, values in (("members", members), ("average", average), ("vote", vote)):
+        if not len(values) or len(values) != len(members):
+            raise DataError(
+                f"{what} must hold a value for each of one or more members, not {len(values)} for "
+                f"{len(members)}"
+            )
+        for value in values:
+            if not math.isfinite(value):
+                raise DataError(f"{what} must be finite, not {value!r}")
+    sizes = range(1, len(members) + 1)
+    with figure_style():
+        figure = Figure(figsize=(6.4, 4.2 if title else 3.8), layout="constrained")
+        ax = figure.subplots()
+        mean = float(np.mean(members))
+        ax.axhline(mean, color=MUTED, linewidth=1.2, linestyle=":", label=f"mean of one {mean:.4f}")
+        ax.plot(sizes, members, "o", color=MUTED, markersize=6, alpha=0.8, label="each one alone")
+        for values, name, colour, line, marker in (
+            (average, "by average", BLUE, "-", "o"),
+            (vote, "by vote", VERMILION, "--", "s"),
+        ):
+            label = f"together {name}, all {values[-1]:.4f}"
+            ax.plot(sizes, values, line, color=colour, marker=marker, markersize=5, label=label)
+        ax.set_xlabel("members")
+        ax.set_ylabel(metric)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(loc="outside lower center", ncols=2)
+        _set_title(figure, title)
+    return save_figure(figure, path)
+
+
 def _draw_comparison_row(
     ax: Axes, row: int, runs: list[float], target: float | None, reference_name: str
 ) -> None:

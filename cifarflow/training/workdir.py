@@ -195,7 +195,8 @@ class Workdir:
         self._take_lock()
         found = self.read_json("recipe.json")
         if found is None:
-            ours = (self.metrics, self.checkpoints, self.path / "summary.json")
+            others = (self.path / name for name in ("summary.json", "members", "ensemble.json"))
+            ours = (self.metrics, self.checkpoints, *others)
             left = next((path for path in ours if self._exists(path)), None)
             if left is not None:
                 raise WorkdirError(
