@@ -323,6 +323,12 @@ SUMMARY: dict[str, Any] = {
     "test_loss": 1.5,
     "test_accuracy": 0.5,
     "confusion_matrix": [[1, 0], [0, 1]],
+    "scores": {
+        "top_2_accuracy": 1.0,
+        "expected_calibration_error": None,
+        "calibration_bins": [[None, None, 0], [0.75, 0.5, 2]],
+        "f1": [0.5, None],
+    },
     "class_names": ["a", "b"],
     "weights_sha256": "0" * 64,
 }
@@ -359,6 +365,27 @@ def _build_npy(rng: random.Random, changes: int) -> bytes:
     if not changes:
         return npy("(2, 10)", data, description="'<f4'")
     return changed_npy(rng, "(2, 10)", data, "<f4")
+
+
+def _build_mistakes(rng: random.Random, changes: int) -> bytes:
+    arrays = {
+        "images": ("(2, 2, 2, 3)", bytes(24), "|u1"),
+        "labels": ("(2,)", struct.pack("<2i", 0, 1), "<i4"),
+        "predicted": ("(2,)", struct.pack("<2i", 1, 0), "<i4"),
+        "probabilities": ("(2, 2)", struct.pack("<4f", 0.25, 0.75, 1.0, 0.0), "<f4"),
+        "indices": ("(2,)", struct.pack("<2i", 5, 3), "<i4"),
+    }
+    damaged = rng.choice(tuple(arrays)) if changes and rng.random() < 0.7 else None
+    members = [
+        (
+            f"{name}.npy",
+            changed_npy(rng, *array)
+            if name == damaged
+            else npy(array[0], array[1], description=f"'{array[2]}'"),
+        )
+        for name, array in arrays.items()
+    ]
+    return zip_of(members) if rng.random() < 0.5 else zipped(rng, members, changes)
 
 
 # --- checkpoints ----------------------------------------------------------------------------
@@ -469,6 +496,7 @@ BUILDERS: dict[str, Callable[[random.Random, int], bytes]] = {
     "summary": _build_json(SUMMARY),
     "history": _build_history,
     "outputs": _build_npy,
+    "mistakes": _build_mistakes,
     "checkpoint": _build_checkpoint,
     "recipe": _build_json(RECIPE),
     "capsule": _build_capsule,

@@ -40,7 +40,7 @@ SCRIPT = pathlib.Path(__file__).with_name("fuzz_ways.py")
 WEIGHTS = {
     **{"pickle": 16, "binary": 2, "folder": 4, "archive": 16, "npz": 14, "tfrecord": 4},
     **{"verified": 4, "workdir": 5, "summary": 5, "history": 8, "outputs": 6, "checkpoint": 11},
-    **{"recipe": 4, "capsule": 1, "tfds": 1},
+    **{"recipe": 4, "capsule": 1, "tfds": 1, "mistakes": 6},
 }
 # Asked of a child at a time, so that there is something to see.
 _INPUTS_AT_ONCE = 5000

@@ -183,6 +183,17 @@ def _read_outputs(folder: pathlib.Path, data: bytes) -> object:
     return outputs.argmax(-1) if outputs.size else outputs
 
 
+def _read_mistakes(folder: pathlib.Path, data: bytes) -> object:
+    (folder / "mistakes.npz").write_bytes(data)
+    found = Workdir(folder).read_mistakes()
+    assert found is not None
+    # What is done with those that were taken: each names a class.
+    return [
+        found["probabilities"][row, [found["labels"][row], found["predicted"][row]]]
+        for row in range(len(found["images"]))
+    ]
+
+
 def _read_checkpoint(folder: pathlib.Path, data: bytes) -> object:
     checkpoints = Checkpoints(folder)
     checkpoints.path(fuzz_inputs.RUN_STEP).write_bytes(data)
@@ -227,6 +238,7 @@ READERS: dict[str, Callable[[pathlib.Path, bytes], object]] = {
     "summary": _read_summary,
     "history": _read_history,
     "outputs": _read_outputs,
+    "mistakes": _read_mistakes,
     "checkpoint": _read_checkpoint,
     "recipe": _read_recipe,
     "capsule": _read_capsule,

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import platform
 import shutil
@@ -132,8 +133,8 @@ class Ensemble:
     read: str
     members: tuple[Member, ...]
     by_size: tuple[Together, ...]
-    outputs: np.ndarray
-    summary: dict[str, Any]
+    outputs: np.ndarray = dataclasses.field(repr=False)
+    summary: dict[str, Any] = dataclasses.field(repr=False)
     workdir: pathlib.Path | None
     _shelf: _Shelf = dataclasses.field(repr=False)
 
@@ -312,7 +313,7 @@ class _Shelf:
 
     def is_begun(self) -> bool:
         """Whether a run is in the folder already, or it was opened."""
-        return self._is_open or self._folder.read_json("recipe.json") is not None
+        return self._is_open or os.path.lexists(self.path / "recipe.json")
 
     @contextlib.contextmanager
     def opened(self, *, resume: bool) -> Iterator[None]:
@@ -362,7 +363,7 @@ class _Shelf:
                 f"{wrong or 'seed'!r} is not one's: remove it to have the member trained again"
             )
         outputs = read_npy(path / "outputs.npy", _OUTPUTS)
-        if outputs is None or not self._checkpoints(seed).path(record["steps"]).exists():
+        if outputs is None or not os.path.exists(self._checkpoints(seed).path(record["steps"])):
             return None
         shape = (2, examples, self._num_classes)
         if outputs.shape != shape or not np.isfinite(outputs).all():
@@ -397,7 +398,7 @@ class _Shelf:
             return there
         self._folder.ensure()
         paths = [self._member(seed) for seed in seeds]
-        lost = [path for path in paths if not (path / "member.json").exists()]
+        lost = [path for path in paths if not os.path.exists(path / "member.json")]
         if lost:
             names = ", ".join(str(path.relative_to(self.path)) for path in lost)
             raise WorkdirError(

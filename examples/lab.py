@@ -5,8 +5,8 @@
     python examples/lab.py --seeds=3 --workdir=runs/lab --resume
 
 Each run has its own folder in the workdir, RECIPE-SEED; with --resume finished ones are kept and
-an interrupted one goes on.  The runs of a recipe that differ in their seed are an ensemble too: what
-they reach together is printed below the table.
+an interrupted one goes on.  The runs of a recipe with several seeds are an ensemble too: what they
+reach together is printed below the table.
 """
 
 from __future__ import annotations

@@ -210,6 +210,25 @@ BY_HAND = {
         *("--sweep=seed=1 --point=1", "--sweep=seed=1 --point=-2", "--sweep=seed=1 --resume"),
         *("seed=1 --epochs=0", "learning_rate", "--sweep=seed=1 --workdir="),
     ],
+    "examples/ensemble.py": [
+        *(
+            "--members=0",
+            "--members=-1",
+            "--members=two",
+            "--members=1.5",
+            "--members=",
+            "--tune=x",
+        ),
+        *("--seed=2147483647 --members=2", "--resume", "--workdir=", "--workdir= ", "--data_dir= "),
+        *(
+            "--recipe=ensemble",
+            "--recipe=",
+            "--plots=?",
+            "--progress=x",
+            "5",
+            "--on_nonfinite=skip",
+        ),
+    ],
     "examples/custom_loop.py": [
         *("--steps=0", "--steps=-1", "--steps=1.5", "--steps=many", "--steps=", "--steps"),
         *("--data=cifar100", "--data=", "--data=CIFAR10", "--epochs=3", "500", "--batch_size=8"),
@@ -264,7 +283,7 @@ BY_HAND = {
         *("--seeds=0", "--seeds=-1", "--seeds=x", "--recipe=vgg", "--recipe=", "--workdir=x"),
     ],
     "benchmarks/fuzz_readers.py": [
-        *("--inputs=0", "--inputs=14", "--inputs=x", "--seed=-1", "--seed=2147483648"),
+        *("--inputs=0", "--inputs=15", "--inputs=x", "--seed=-1", "--seed=2147483648"),
         *("--readers=zip", "--readers=npz,", "--found= ", "--found=", "--json=no/such.json"),
     ],
 }

@@ -8,7 +8,14 @@ import pytest
 import tensorflow as tf
 
 from cifarflow import device
-from cifarflow.device import describe_device, has_amx, has_bfloat16, has_gpu, prepare_gpus
+from cifarflow.device import (
+    describe_device,
+    has_amx,
+    has_bfloat16,
+    has_gpu,
+    prepare_gpus,
+    resident_bytes,
+)
 
 CPUINFO = """processor\t: 0
 vendor_id\t: SomeVendor
@@ -149,3 +156,14 @@ def test_without_a_gpu_there_is_nothing_to_prepare(no_gpu, monkeypatch):
         tf.config.experimental, "set_memory_growth", lambda *_: pytest.fail("there is no GPU")
     )
     prepare_gpus()
+
+
+@pytest.mark.parametrize(
+    ("text", "pages"), [("900 300 20 1 0 5 0\n", 300), ("", None), ("9 x", None), (None, None)]
+)
+def test_resident_memory(tmp_path, monkeypatch, text, pages):
+    path = tmp_path / "statm"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(device, "_STATM", path)
+    assert resident_bytes() == (pages and pages * os.sysconf("SC_PAGE_SIZE"))

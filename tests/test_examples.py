@@ -95,6 +95,8 @@ def test_train_without_data_and_network(tmp_path, env):
         "recipe.json",
         "metrics.jsonl",
         "test_outputs.npy",
+        "test_labels.npy",
+        "mistakes.npz",
         "summary.json",
         "checkpoints",
         "plots",
@@ -103,6 +105,8 @@ def test_train_without_data_and_network(tmp_path, env):
         "model_eval.png",
         "history.png",
         "confusion_matrix.png",
+        "mistakes.png",
+        "reliability.png",
         "model.png",
     }
 

@@ -4,15 +4,18 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from cifarflow.errors import ConfigError, DataError
 from cifarflow.evaluation.metrics import (
     accuracy,
     check_matrix,
+    class_scores,
     confusion_matrix,
     per_class_accuracy,
+    top_k_accuracy,
 )
 
 pairs_of_three_classes = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=50)
@@ -86,7 +89,7 @@ def test_num_classes_must_be_positive():
         confusion_matrix([], [], num_classes=0)
 
 
-@pytest.mark.parametrize("measure", [accuracy, per_class_accuracy, check_matrix])
+@pytest.mark.parametrize("measure", [accuracy, per_class_accuracy, class_scores, check_matrix])
 @pytest.mark.parametrize(
     ("matrix", "message"),
     [
@@ -100,3 +103,79 @@ def test_num_classes_must_be_positive():
 def test_bad_matrix(measure, matrix, message):
     with pytest.raises(DataError, match=message):
         measure(matrix)
+
+
+# --- precision, recall, F1
+
+
+def test_class_scores_by_hand():
+    # Of class 0 three of four are found, among five that are taken for it.
+    found = class_scores([[3, 1, 0], [2, 4, 0], [0, 0, 0]])
+    np.testing.assert_allclose(found.precision, [3 / 5, 4 / 5, np.nan])
+    np.testing.assert_allclose(found.recall, [3 / 4, 4 / 6, np.nan])
+    np.testing.assert_allclose(found.f1, [2 * 0.6 * 0.75 / 1.35, 8 / 11, np.nan])
+
+
+def test_a_class_that_is_only_predicted_or_only_there():
+    found = class_scores([[0, 2], [0, 5]])
+    np.testing.assert_array_equal(found.precision, [np.nan, 5 / 7])
+    np.testing.assert_array_equal(found.recall, [0, 1])
+    np.testing.assert_array_equal(found.f1, [0, 10 / 12])
+
+
+@given(pairs_of_three_classes)
+def test_class_scores_are_what_counting_gives(pairs):
+    found = class_scores(matrix_of(pairs))
+    for c in range(3):
+        hits = pairs.count((c, c))
+        predicted = sum(guess == c for _, guess in pairs)
+        true = sum(label == c for label, _ in pairs)
+        for score, part, whole in (
+            (found.precision, hits, predicted),
+            (found.recall, hits, true),
+            (found.f1, 2 * hits, predicted + true),
+        ):
+            assert score[c] == part / whole if whole else math.isnan(score[c])
+
+
+# --- top-k accuracy
+
+# Few values: ties are common.
+few = hnp.arrays(np.float64, st.tuples(st.integers(1, 8), st.just(4)), elements=st.integers(-2, 2))
+
+
+@settings(deadline=None)
+@given(few, st.integers(1, 4), st.integers(0, 99))
+def test_top_k_is_what_sorting_gives(outputs, k, seed):
+    labels = np.random.default_rng(seed).integers(0, 4, len(outputs))
+    hits = 0
+    for row, label in zip(outputs, labels, strict=True):
+        hits += label in sorted(range(4), key=lambda c, row=row: (-row[c], c))[:k]
+    assert top_k_accuracy(labels, outputs, k=k) == hits / len(outputs)
+    if k == 1:
+        assert top_k_accuracy(labels, outputs, k=1) == np.mean(outputs.argmax(1) == labels)
+    if k == 4:
+        assert top_k_accuracy(labels, outputs, k=4) == 1
+
+
+def test_top_k_of_no_examples():
+    assert math.isnan(top_k_accuracy([], np.zeros((0, 3)), k=1))
+
+
+@pytest.mark.parametrize(
+    ("labels", "outputs", "k", "error", "message"),
+    [
+        ([0], [[1, 2]], 0, ConfigError, "k must be a whole number >= 1, not 0"),
+        ([0], [[1, 2]], 3, ConfigError, "k must be at most the 2 classes, not 3"),
+        ([0, 1], [[1, 2]], 1, DataError, "labels must be 1, one an example, not 2"),
+        ([2], [[1, 2]], 1, DataError, r"labels must be in 0\.\.1, not 2"),
+        ([0], [1, 2], 1, DataError, r"outputs must be of shape \[N, C\], not \[2\]"),
+        ([0], np.zeros((1, 0)), 1, DataError, r"outputs must be of shape .* not \[1, 0\]"),
+        ([0], [["a", "b"]], 1, DataError, "outputs must be numbers, not <U1"),
+        ([0], [[math.nan, 1.0]], 1, DataError, "outputs must be finite, not nan"),
+        ([0], [[1.0, -math.inf]], 1, DataError, "outputs must be finite, not -inf"),
+    ],
+)
+def test_top_k_quotes_bad_input(labels, outputs, k, error, message):
+    with pytest.raises(error, match=message):
+        top_k_accuracy(labels, outputs, k=k)

@@ -12,6 +12,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from cifarflow.errors import ConfigError, DataError, WorkdirError
+from cifarflow.evaluation.confidence import calibration
 from cifarflow.reporting.plots import (
     BLUE,
     DOTS_PER_INCH,
@@ -23,10 +24,13 @@ from cifarflow.reporting.plots import (
     plot_augmentations,
     plot_comparison,
     plot_confusion_matrix,
+    plot_ensemble,
     plot_history,
+    plot_mistakes,
     plot_model_eval,
     plot_predictions,
     plot_random_from_each_class,
+    plot_reliability,
 )
 
 NAMES = ["cat", "dog", "ship"]
@@ -519,6 +523,12 @@ def test_random_images_quote_bad_arrays(change, message):
 
 
 @pytest.mark.parametrize(("change", "message"), BAD_EXAMPLES + BAD_PROBABILITIES)
+def test_mistakes_quote_bad_arrays(change, message):
+    with pytest.raises(DataError, match=message):
+        plot_mistakes(**good_arguments() | change)
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_EXAMPLES + BAD_PROBABILITIES)
 def test_predictions_quote_bad_arrays(change, message):
     with pytest.raises(DataError, match=message):
         plot_predictions(**good_arguments() | change)
@@ -551,6 +561,109 @@ def test_confusion_matrix_quotes_bad_input(matrix, names, message):
         plot_confusion_matrix(matrix, class_names=names)
 
 
+# --- plot_mistakes, plot_reliability, plot_ensemble
+
+
+def test_the_worst_mistake_is_shown_first(examples, probabilities):
+    images, labels = examples
+    probabilities[4] = [0.02, 0.97, 0.01]  # right
+    probabilities[5] = [0.01, 0.96, 0.03]
+    probabilities[9] = [0.05, 0.9, 0.05]
+    figure = plot_mistakes(
+        images, labels, probabilities, class_names=NAMES, count=8, title="lab, standin"
+    )
+    assert images_shown(figure) == [5, 9, 0, 2, 3, 6, 8, 11]
+    assert [ax.get_title("center") for ax in figure.axes[:2]] == ["dog 96.0%", "dog 90.0%"]
+    assert [ax.get_xlabel() for ax in figure.axes[:2]] == ["is: ship 3.0%", "is: cat 5.0%"]
+    assert figure.get_suptitle() == "lab, standin"
+    # All there are, where that is less than asked for.
+    assert len(images_shown(plot_mistakes(images, labels, probabilities, class_names=NAMES))) == 20
+
+
+def test_no_mistakes_are_said_to_be_none(examples):
+    images, labels = examples
+    figure = plot_mistakes(images, labels, np.eye(3)[labels], class_names=NAMES)
+    assert images_shown(figure) == []
+    assert "no mistakes" in texts(figure)
+
+
+def test_count_of_mistakes_must_be_positive(examples, probabilities):
+    with pytest.raises(ConfigError, match="count must be a whole number >= 1, not 0"):
+        plot_mistakes(*examples, probabilities, class_names=NAMES, count=0)
+
+
+def test_bars_are_the_bins(examples, probabilities):
+    found = calibration(examples[1], probabilities, bins=5)
+    figure = plot_reliability(found.bins, title="lab, standin")
+    upper, lower = figure.axes
+    # All are taken for a dog with 80 %, which a third is.
+    bars = upper.containers[0]
+    assert [bar.get_height() for bar in bars] == pytest.approx([0, 0, 0, 1 / 3, 0])
+    assert [bar.get_x() for bar in bars] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+    assert [bar.get_height() for bar in lower.containers[0]] == [0, 0, 0, 1, 0]
+    assert upper.get_title("left") == f"Expected calibration error {found.error:.3f}"
+    assert found.error == pytest.approx(0.8 - 1 / 3)
+    points = next(line for line in upper.lines if line.get_label() == "mean confidence")
+    np.testing.assert_allclose(points.get_xydata(), [[0.8, 1 / 3]])
+    assert (lower.get_xlabel(), upper.get_ylabel()) == ("confidence", "accuracy")
+    assert figure.get_suptitle() == "lab, standin"
+
+
+def test_bins_of_no_examples():
+    figure = plot_reliability([[None, None, 0]] * 3)
+    assert figure.axes[0].get_title("left") == "No examples"
+
+
+@pytest.mark.parametrize(
+    ("bins", "message"),
+    [
+        ([], "bins must hold at least one, not 0"),
+        ([(0.5, 0.5)], r"must be \(mean confidence, accuracy, count\), .* not \(0\.5, 0\.5\)"),
+        ([(None, 0.5, 1)], r"not \(None, 0\.5, 1\)"),
+        ([(0.5, 1.5, 1)], r"not \(0\.5, 1\.5, 1\)"),
+        ([(0.5, 0.5, -1)], r"not \(0\.5, 0\.5, -1\)"),
+        ([(0.5, 0.5, 1.5)], r"not \(0\.5, 0\.5, 1\.5\)"),
+        ([(0.5, np.nan, 1)], r"not \(0\.5, nan, 1\)"),
+        ([(0.5, 0.5, np.inf)], r"not \(0\.5, 0\.5, inf\)"),
+        ([("a", 0.5, 1)], r"not \('a', 0\.5, 1\)"),
+    ],
+)
+def test_reliability_quotes_bad_bins(bins, message):
+    with pytest.raises(DataError, match=message):
+        plot_reliability(bins)
+
+
+def test_ensembles_are_drawn_by_their_size():
+    figure = plot_ensemble([0.7, 0.8], [0.7, 0.9], [0.7, 0.85], metric="test accuracy", title="two")
+    (ax,) = figure.axes
+    lines = {line.get_label(): line for line in ax.lines}
+    assert list(lines) == [
+        "mean of one 0.7500",
+        "each one alone",
+        "together by average, all 0.9000",
+        "together by vote, all 0.8500",
+    ]
+    np.testing.assert_array_equal(
+        lines["together by average, all 0.9000"].get_xydata(), [[1, 0.7], [2, 0.9]]
+    )
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("members", "test accuracy")
+    assert figure.get_suptitle() == "two"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (([], [], []), "members must hold a value for each of one or more members, not 0 for 0"),
+        (([0.5], [0.5, 0.6], [0.5]), "average must hold a value for each .* not 2 for 1"),
+        (([0.5], [0.5], []), "vote must hold a value for each .* not 0 for 1"),
+        (([np.nan], [0.5], [0.5]), "members must be finite, not nan"),
+    ],
+)
+def test_ensembles_quote_bad_values(values, message):
+    with pytest.raises(DataError, match=message):
+        plot_ensemble(*values)
+
+
 # --- saving and style
 
 
@@ -568,6 +681,9 @@ def drawers():
         ),
         "augmentations": lambda **o: plot_augmentations(**DRAWN, **o),
         "comparison": lambda **o: plot_comparison(["a"], [[0.5]], **o),
+        "mistakes": lambda **o: plot_mistakes(**predictions, class_names=NAMES, **o),
+        "reliability": lambda **o: plot_reliability([(0.4, 0.3, 5), (0.8, 0.9, 7)], **o),
+        "ensemble": lambda **o: plot_ensemble([0.5, 0.6], [0.5, 0.7], [0.5, 0.6], **o),
     }
 
 

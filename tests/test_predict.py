@@ -54,6 +54,15 @@ def test_outputs_are_float32_under_mixed_precision(some_images):
     np.testing.assert_allclose(outputs, predict(full, images), atol=0.1)
 
 
+@pytest.mark.parametrize(("tta", "share"), [("none", 1.0), ("mirror", 1.0), ("multicrop", 0.4)])
+def test_outputs_without_and_with_other_views_at_once(tta, share, model, some_images):
+    images = some_images[0][:30]
+    plain, mean = Predictor(model, tta=tta, tta_share=share).plain_and_mean(images)
+    np.testing.assert_array_equal(plain, predict(model, images))
+    np.testing.assert_array_equal(mean, predict(model, images, tta=tta, tta_share=share))
+    assert plain is not mean
+
+
 def test_the_model_and_the_images_stay_as_they_were(model, some_images):
     weights = model.get_weights()
     images = some_images[0][:10].copy()

@@ -21,6 +21,8 @@ from cifarflow.errors import (
     NonFiniteError,
     WorkdirError,
 )
+from cifarflow.evaluation.predict import softmax
+from cifarflow.evaluation.scores import score_outputs
 from cifarflow.recipes import build
 from cifarflow.recipes import run as run_module
 from cifarflow.recipes.build import (
@@ -544,6 +546,8 @@ def test_the_files_of_a_run(standin_run):
         "recipe.json",
         "metrics.jsonl",
         "test_outputs.npy",
+        "test_labels.npy",
+        "mistakes.npz",
         "summary.json",
         "checkpoints",
         "tensorboard",
@@ -578,6 +582,68 @@ def test_the_summary(standin_run):
     assert matrix.sum() == 40
     assert summary["test_accuracy"] == pytest.approx(np.trace(matrix) / 40)
     assert len(summary["per_class_accuracy"]) == 10
+
+
+def test_the_scores(standin_run, standin):
+    run, _ = standin_run
+    labels = load_recipe_data(get_recipe("lab_mlp", **LIMIT)).test.labels
+    scores = run.summary["scores"]
+    assert scores == score_outputs(labels, run.test_outputs)
+    order = np.argsort(-run.test_outputs, axis=1, kind="stable")
+    for k in (2, 3, 5):
+        hits = (order[:, :k] == labels[:, None]).any(1).mean()
+        assert scores[f"top_{k}_accuracy"] == pytest.approx(hits, abs=1e-6)
+    bins = scores["calibration_bins"]
+    assert len(bins) == 15
+    assert sum(count for _, _, count in bins) == 40
+    error = sum(count * abs(right - sure) for sure, right, count in bins if count) / 40
+    assert scores["expected_calibration_error"] == pytest.approx(error, abs=1e-5)
+    matrix = np.array(run.summary["confusion_matrix"])
+    for name, totals in (("precision", matrix.sum(0)), ("recall", matrix.sum(1))):
+        for found, hits, total in zip(scores[name], np.diag(matrix), totals, strict=True):
+            assert found == (pytest.approx(hits / total, abs=1e-6) if total else None)
+
+
+def test_what_is_kept_of_the_test(standin_run, standin):
+    run, _ = standin_run
+    images, labels = load_recipe_data(get_recipe("lab_mlp", **LIMIT)).test
+    folder = Workdir(run.workdir)
+    kept = np.load(run.workdir / "test_labels.npy")
+    assert kept.dtype == np.int32
+    np.testing.assert_array_equal(kept, labels)
+    np.testing.assert_array_equal(folder.read_test_labels(), labels)
+    worst = folder.read_mistakes()
+    wrong = np.flatnonzero(run.test_outputs.argmax(1) != labels)
+    assert len(worst["indices"]) == min(24, len(wrong)) > 0
+    assert set(worst["indices"]) <= set(wrong)
+    np.testing.assert_array_equal(worst["images"], images[worst["indices"]])
+    np.testing.assert_array_equal(worst["labels"], labels[worst["indices"]])
+    np.testing.assert_array_equal(worst["predicted"], worst["probabilities"].argmax(1))
+    np.testing.assert_array_equal(
+        worst["probabilities"], softmax(run.test_outputs[worst["indices"]])
+    )
+    confidence = worst["probabilities"].max(1)
+    assert (np.diff(confidence) <= 0).all()
+    rest = np.setdiff1d(wrong, worst["indices"])
+    assert softmax(run.test_outputs[rest]).max(1).max(initial=0) <= confidence[-1]
+
+
+def test_a_summary_from_before_the_scores_is_read(tmp_path):
+    run = run_tiny(workdir=tmp_path)
+    summary = {key: value for key, value in run.summary.items() if key != "scores"}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    for name in ("test_labels.npy", "mistakes.npz"):
+        (tmp_path / name).unlink()
+    assert run_tiny(workdir=tmp_path, resume=True).summary == summary
+
+
+@pytest.mark.parametrize("name", ["test_outputs.npy", "test_labels.npy", "mistakes.npz"])
+def test_what_the_test_came_to_cannot_be_written(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(WorkdirError, match=f"cannot write file '.*{name}'"):
+        run_tiny(workdir=tmp_path)
+    # Not taken for a finished run.
+    assert not (tmp_path / "summary.json").exists()
 
 
 def test_the_log(standin_run):
@@ -664,7 +730,8 @@ def test_pictures_name_the_data(standin_run, standin, monkeypatch, tmp_path):
 
     run, _ = standin_run
     titles = []
-    for name in ("plot_model_eval", "plot_history", "plot_confusion_matrix"):
+    plots = ("model_eval", "history", "confusion_matrix", "mistakes", "reliability")
+    for name in (f"plot_{plot}" for plot in plots):
         plot = getattr(pictures, name)
 
         def noting(*args, plot=plot, **kwargs):
@@ -674,16 +741,18 @@ def test_pictures_name_the_data(standin_run, standin, monkeypatch, tmp_path):
         monkeypatch.setattr(pictures, name, noting)
     dataset = load_recipe_data(get_recipe("lab_mlp", **LIMIT))
     paths = pictures.draw_run(run, dataset, tmp_path / "plots")
-    assert set(paths) == {"model_eval", "history", "confusion_matrix", "model"}
+    assert set(paths) == {
+        *("model_eval", "history", "confusion_matrix", "mistakes", "reliability", "model")
+    }
     for path in paths.values():
         assert path.read_bytes().startswith(b"\x89PNG")
-    assert len(titles) == 3
+    assert len(titles) == 5
     assert all("standin" in title for title in titles)
     # Without the outputs at hand they are computed again.
     again = pictures.draw_run(
         dataclasses.replace(run, test_outputs=None), dataset, tmp_path / "again"
     )
-    for name in ("history", "confusion_matrix"):
+    for name in ("history", "confusion_matrix", "mistakes", "reliability"):
         assert again[name].read_bytes() == paths[name].read_bytes()
     file = tmp_path / "file"
     file.write_text("mine")

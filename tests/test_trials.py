@@ -13,6 +13,7 @@ from cifarflow.recipes.build import build_model
 from cifarflow.recipes.named import get_recipe
 from cifarflow.recipes.recipe import Recipe
 from cifarflow.recipes.run import train_recipe
+from cifarflow.training.checkpoints import hash_arrays
 from cifarflow.trials import Trials
 
 MLP = Recipe("tiny", **tiny.MLP, batch_size=8, epochs=2.0, eval_batch_size=16, augment="altflip")
@@ -72,6 +73,20 @@ def test_a_trial_is_the_run_of_its_seed(dataset, recipe):
         assert trial.curve == ()
         assert 0 < trial.train_seconds < trial.seconds
     assert trials.traces == 1
+
+
+@pytest.mark.parametrize("tta", ["none", "mirror"])
+def test_a_trial_in_parts(dataset, tta):
+    recipe = dataclasses.replace(SPEEDNET, tta=tta)
+    trials = Trials(recipe, dataset)
+    trained = trials.train(2)
+    plain, augmented = trials.outputs()
+    run = train_recipe(dataclasses.replace(recipe, seed=2), dataset=dataset)
+    np.testing.assert_array_equal(augmented, run.test_outputs)
+    assert np.array_equal(plain, augmented) == (tta == "none")
+    assert hash_arrays(trials.model.variables) == run.summary["weights_sha256"]
+    assert (trained.steps, trained.curve) == (trials.total_steps, ())
+    assert 0 < trained.train_seconds < trained.seconds
 
 
 def test_seeds_differ(dataset):

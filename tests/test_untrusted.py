@@ -122,8 +122,11 @@ def test_only_ordinary_files_are_read(tmp_path):
             open_file(wrong)
 
 
+TESTED = ("test_outputs.npy", "test_labels.npy", "mistakes.npz")
+
+
 def test_a_pipe_in_place_of_a_file_is_refused(tmp_path):
-    for name in ("recipe.json", "summary.json", "metrics.jsonl", "test_outputs.npy"):
+    for name in ("recipe.json", "summary.json", "metrics.jsonl", *TESTED):
         os.mkfifo(tmp_path / name)
     os.mkfifo(tmp_path / "verified.json")
     workdir = Workdir(tmp_path)
@@ -131,6 +134,8 @@ def test_a_pipe_in_place_of_a_file_is_refused(tmp_path):
         lambda: workdir.open({}),
         lambda: workdir.read_summary([]),
         workdir.read_test_outputs,
+        workdir.read_test_labels,
+        workdir.read_mistakes,
         lambda: History.load(workdir.metrics),
         lambda: formats.read_npz(tmp_path / "recipe.json"),
     ):

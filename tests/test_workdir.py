@@ -77,7 +77,9 @@ def test_another_recipe_is_refused(tmp_path, resume, change, quoted):
 
 
 @pytest.mark.parametrize("resume", [False, True])
-@pytest.mark.parametrize("stray", ["metrics.jsonl", "checkpoints", "summary.json"])
+@pytest.mark.parametrize(
+    "stray", ["metrics.jsonl", "checkpoints", "summary.json", "members", "ensemble.json"]
+)
 def test_files_of_an_unknown_run_are_refused(tmp_path, stray, resume):
     (tmp_path / stray).write_text("kept")
     with pytest.raises(WorkdirError, match=f"has {stray} but no recipe.json"):
@@ -150,7 +152,8 @@ def test_a_folder_that_cannot_be_made_anew(tmp_path):
 def test_what_a_finished_run_lacks(tmp_path):
     workdir = Workdir(tmp_path)
     workdir.open(RECIPE)
-    files = ["metrics.jsonl", "test_outputs.npy", "summary.json", "checkpoints/a"]
+    files = ["metrics.jsonl", "test_outputs.npy", "test_labels.npy", "mistakes.npz"]
+    files += ["summary.json", "checkpoints/a"]
     assert workdir.missing(tmp_path / "checkpoints" / "a") == files
     (tmp_path / "checkpoints").mkdir()
     for name in files:
@@ -330,6 +333,77 @@ def test_test_outputs_come_back(tmp_path):
         workdir.read_test_outputs()
 
 
+def test_test_labels_come_back(tmp_path):
+    workdir = Workdir(tmp_path)
+    assert workdir.read_test_labels() is None
+    labels = np.array([3, 1, 2], np.int32)
+    workdir.write_test_labels(labels)
+    np.testing.assert_array_equal(workdir.read_test_labels(), labels)
+    np.save(tmp_path / "test_labels.npy", labels.astype(np.float32))
+    with pytest.raises(
+        DataError, match=r"labels\.npy' is damaged: it is float32 of .*expected int32"
+    ):
+        workdir.read_test_labels()
+
+
+MISTAKES = {
+    "images": np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3),
+    "labels": np.array([0, 1], np.int32),
+    "predicted": np.array([2, 0], np.int32),
+    "probabilities": np.array([[0.1, 0, 0.9], [0.6, 0.2, 0.2]], np.float32),
+    "indices": np.array([7, 3], np.int32),
+}
+
+
+def test_mistakes_come_back(tmp_path):
+    workdir = Workdir(tmp_path)
+    assert workdir.read_mistakes() is None
+    none = {name: array[:0] for name, array in MISTAKES.items()}
+    for mistakes in (MISTAKES, none):
+        workdir.write_mistakes(**mistakes)
+        found = workdir.read_mistakes()
+        assert set(found) == set(mistakes)
+        for name, array in mistakes.items():
+            assert found[name].dtype == array.dtype
+            np.testing.assert_array_equal(found[name], array)
+    # Anybody can read them.
+    with np.load(tmp_path / "mistakes.npz", allow_pickle=False) as archive:
+        assert set(archive.files) == set(MISTAKES)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": MISTAKES["images"].astype(np.int32)}, "its images are int32 of shape"),
+        ({"images": MISTAKES["images"][0]}, "its images are uint8 of shape"),
+        ({"labels": np.zeros(2, np.int64)}, "its labels are int64"),
+        ({"labels": np.array([0, 3], np.int32)}, r"its labels are not within 0\.\.2"),
+        ({"predicted": np.array([0, -1], np.int32)}, r"its predicted are not within 0\.\.2"),
+        ({"indices": np.array([0, -1], np.int32)}, "its indices are not within 0"),
+        ({"indices": np.array([0], np.int32)}, "its arrays are of 1, 2 mistakes"),
+        ({"probabilities": np.full((2, 3), np.nan, np.float32)}, r"not within 0\.\.1"),
+        ({"probabilities": np.full((2, 3), 2, np.float32)}, r"not within 0\.\.1"),
+        ({"probabilities": np.full(2, 0.5, np.float32)}, "its probabilities are float32 of shape"),
+        ({"more": np.zeros(2)}, "it has not the members images, labels"),
+    ],
+)
+def test_mistakes_that_are_none(tmp_path, change, message):
+    np.savez(tmp_path / "mistakes.npz", **{**MISTAKES, **change})
+    with pytest.raises(DataError, match=rf"mistakes\.npz' is damaged: {message}"):
+        Workdir(tmp_path).read_mistakes()
+
+
+def test_mistakes_that_are_packed_or_cut(tmp_path):
+    path = tmp_path / "mistakes.npz"
+    np.savez_compressed(path, **MISTAKES)
+    with pytest.raises(DataError, match="is damaged: a member is compressed"):
+        Workdir(tmp_path).read_mistakes()
+    Workdir(tmp_path).write_mistakes(**MISTAKES)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(DataError, match=r"mistakes\.npz' is damaged: "):
+        Workdir(tmp_path).read_mistakes()
+
+
 def test_a_summary_that_is_none(tmp_path):
     workdir = Workdir(tmp_path)
     assert workdir.read_summary(["seed"]) is None
@@ -348,6 +422,15 @@ def test_a_summary_that_is_none(tmp_path):
         *(("recipe", value) for value in ("\x1b[31m", "a\nb", "\ud800", 1)),
         *((key, "\x1b[2J") for key in ("dataset", "precision", "device", "weights_sha256")),
         *(("confusion_matrix", [[value]]) for value in (-1, 0.5, 10**30)),
+        *(("scores", value) for value in (None, [1], 3)),
+        *(("scores", {"f1": value}) for value in (0.5, [2.0], ["1"], [True], [-0.1], [10**400])),
+        *(("scores", {"top_2_accuracy": value}) for value in (1.5, "1", [0.5], False)),
+        *(("scores", {"expected_calibration_error": value}) for value in (-0.1, "x")),
+        *(("scores", {"calibration_bins": value}) for value in (3, [3], [[0.5, 0.5]], {})),
+        *(
+            ("scores", {"calibration_bins": [value]})
+            for value in ([0.5, 0.5, -1], [0.5, 2, 1], [None, 0.5, 1], [0.5, 0.5, 0], [0, 0, 0])
+        ),
     ],
 )
 def test_a_summary_that_cannot_be_shown(tmp_path, key, value):

@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 
 from cifarflow.evaluation.confidence import calibration
-from cifarflow.evaluation.metrics import class_scores, confusion_matrix, top_k_accuracy
+from cifarflow.evaluation.metrics import (
+    check_outputs,
+    class_scores,
+    confusion_matrix,
+    top_k_accuracy,
+)
 from cifarflow.evaluation.predict import softmax
 
 TOP_K = (2, 3, 5)
@@ -35,7 +40,7 @@ def score_outputs(labels: np.ndarray, outputs: np.ndarray) -> dict[str, Any]:
     Raises:
       DataError: if an argument has another shape, or a value out of range.
     """
-    num_classes = np.shape(outputs)[-1]
+    num_classes = check_outputs(outputs).shape[1]
     found = calibration(labels, softmax(outputs))
     matrix = confusion_matrix(labels, outputs.argmax(-1), num_classes=num_classes)
     return {
