@@ -1,6 +1,6 @@
 """The lab as a notebook: every cell runs, in a real kernel, from the first to the last."""
 
-import json
+import copy
 import re
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_it_is_kept_without_results(notebook):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:zmq")
-def test_every_cell_runs(notebook, tmp_path, monkeypatch, request):
+def test_every_cell_runs(notebook, tmp_path, monkeypatch):
     from conftest import _CIFAR10_DIR
 
     if _CIFAR10_DIR is not None:
@@ -51,7 +51,7 @@ def test_every_cell_runs(notebook, tmp_path, monkeypatch, request):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
-    quick = nbformat.from_dict(json.loads(nbformat.writes(notebook)))
+    quick = copy.deepcopy(notebook)
     parameters(quick).source = QUICK
     nbclient.NotebookClient(
         quick, timeout=240, resources={"metadata": {"path": str(tmp_path)}}
