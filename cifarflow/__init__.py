@@ -80,6 +80,7 @@ if TYPE_CHECKING:
         plot_reliability,
     )
     from cifarflow.reporting.progress import Progress
+    from cifarflow.reporting.report import write_report
     from cifarflow.sweeps import (
         Point,
         PointResult,
@@ -181,6 +182,7 @@ _MODULES = {
         "rank",
         "run_points",
     ),
+    "reporting.report": ("write_report",),
     "training.averaging": ("Lookahead", "WeightEMA"),
     "training.capsule": ("Capsule", "CapsuleError", "Findings", "examine_step", "load_capsule"),
     "training.checkpoints": ("Checkpoints",),

@@ -585,8 +585,8 @@ def test_the_command_says_where_a_step_does_not_fail_again(copy, command):
 @pytest.mark.parametrize(
     ("words", "quoted"),
     [
-        ([], "the command must be one of replay, not ''"),
-        (["reply"], "the command must be one of replay, not 'reply'"),
+        ([], "the command must be one of replay, report, not ''"),
+        (["reply"], "the command must be one of replay, report, not 'reply'"),
         (["replay"], "replay must be given FOLDER, not []"),
         (["replay", " "], "replay must be given FOLDER, not [' ']"),
         (["replay", "a", "b"], "replay must be given FOLDER, not ['a', 'b']"),

@@ -64,9 +64,9 @@ FLOORS = {
     },
     "replay": {"errors", "device", "training.step", "training", "recipes"},
     "sweeps": {"errors", "files", "untrusted", "data", "evaluation", "training", "recipes"},
-    "reporting": {"errors", "files", "data", "evaluation", "training"},
+    "reporting": {"errors", "files", "untrusted", "data", "evaluation", "training", "recipes"},
     "cli": {"errors", "untrusted", "device", "data", "training", "recipes", "reporting"},
-    "__main__": {"errors", "training", "replay", "cli"},
+    "__main__": {"errors", "training", "replay", "reporting", "cli"},
 }
 
 

@@ -21,8 +21,8 @@ from cifarflow.reporting.wording import short
 
 _WIDTH, _HEIGHT = 520, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 10, 42
-# What is larger, or smaller than this beside it, has no ticks in floats that differ.
-_LARGEST, _LEAST_SPAN = 1e12, 1e-12
+# Of larger values, smaller ones, and those that differ by less, ticks would not differ.
+_LARGEST, _SMALLEST, _LEAST_SPAN = 1e12, 1e-100, 1e-12
 # More are not told apart at this width.
 _MOST_POINTS, _MOST_HOVERS = 500, 60
 
@@ -72,15 +72,16 @@ def ticks(low: float, high: float, *, most: int = 6) -> list[float]:
       high: finite.
       most: about how many.
     """
-    centre = max(abs(low), abs(high))
-    if high - low <= _LEAST_SPAN * max(centre, _LEAST_SPAN):
-        half = 0.1 * centre or 1.0
+    size = max(abs(low), abs(high))
+    if size < _SMALLEST or high - low <= _LEAST_SPAN * size:
+        half = 0.1 * size if size >= _SMALLEST else 1.0
         low, high = low - half, high + half
     rough = (high - low) / (most - 1)
     power = 10.0 ** math.floor(math.log10(rough))
     space = next(power * step for step in (1, 2, 2.5, 5, 10) if power * step >= rough * 0.999)
     first, last = math.floor(low / space + 1e-9), math.ceil(high / space - 1e-9)
-    return [round(index * space, 15) for index in range(first, last + 1)]
+    # 0.6, not 0.6000000000000001.
+    return [float(f"{index * space:.14g}") for index in range(first, last + 1)]
 
 
 def line_chart(title: str, lines: Sequence[Line], *, x_name: str = "epoch") -> Markup:
@@ -104,11 +105,15 @@ def line_chart(title: str, lines: Sequence[Line], *, x_name: str = "epoch") -> M
     y_ticks = ticks(min(y for _, y in every), max(y for _, y in every))
     plane = _Plane(x_ticks, y_ticks)
     parts = [plane.axes(x_name), *(_curve(plane, line) for line in drawn)]
+    legend = None
+    if len(drawn) > 1 or drawn[0].name != title:
+        samples = [tag("li", _line_sample(line.classes), line.name) for line in drawn]
+        legend = tag("ul", *samples, class_="legend")
     ends = ", ".join(f"{line.name} ends at {short(line.points[-1][1])}" for line in drawn)
     return tag(
         "figure",
         heading,
-        tag("ul", *(tag("li", _sample(line), line.name) for line in drawn), class_="legend"),
+        legend,
         _svg(f"{title} over {x_name}s: {ends}", *parts),
         class_="chart",
     )
@@ -145,7 +150,7 @@ def calibration_chart(bins: Sequence[Sequence[float]]) -> Markup:
         tag("figcaption", tag("h3", "Right, by confidence")),
         tag(
             "ul",
-            tag("li", _sample(Line("", (), ())), "this model; larger: more images"),
+            tag("li", _line_sample("curve s0"), "this model; larger: more images"),
             tag("li", _line_sample("ideal"), "as sure as it is right"),
             class_="legend",
         ),
@@ -276,13 +281,9 @@ def _curve(plane: _Plane, line: Line) -> Markup:
 
 
 def _line_sample(classes: str) -> Markup:
+    """What a line looks like, for the legend."""
     line = tag("line", x1=1, y1=5, x2=27, y2=5, class_=classes)
     return tag("svg", line, viewBox="0 0 28 10", aria_hidden="true")
-
-
-def _sample(line: Line) -> Markup:
-    """What a line looks like, for the legend."""
-    return _line_sample(line.classes)
 
 
 def join_charts(charts: Sequence[Markup]) -> Markup:

@@ -117,12 +117,17 @@ def _of(run: KeptRun, key: str) -> Any:
 
 
 def _results(named: Sequence[Named]) -> Markup:
-    """A row a run; the best of a column is bold."""
+    """A row a run; the best of a column is bold, where they can be compared."""
     columns = []
+    is_one = len({run.dataset for _, run in named}) == 1
     for _, value_of, write, better in _FIGURES:
         values = [value_of(run) for _, run in named]
         known = [value for value in values if value is not None]
-        best = (max if better > 0 else min)(known) if better and len(set(known)) > 1 else None
+        best = (
+            (max if better > 0 else min)(known)
+            if is_one and better and len(set(known)) > 1
+            else None
+        )
         columns.append(
             [
                 NONE
@@ -141,14 +146,21 @@ def _results(named: Sequence[Named]) -> Markup:
             [_head(letter, run), run.name, data, *(column[place] for column in columns), state]
         )
     heads = ["run", "recipe", "data", *(name for name, *_ in _FIGURES), "state"]
-    where = [
-        f"{letter}: {run.summary['precision']} on {run.summary['device']}"
-        for letter, run in named
-        if run.summary is not None
-    ]
-    note = tag("p", f"{'; '.join(where)}.", class_="note") if where else None
-    bold = "Bold: the best of its column, by however little"
-    return join([part for part in (table(bold, heads, rows), note) if part is not None])
+    where: dict[str, list[str]] = {}
+    for letter, run in named:
+        if run.summary is not None:
+            words = f"in {run.summary['precision']} on {run.summary['device']}"
+            where.setdefault(words, []).append(letter)
+    told = "; ".join(f"{', '.join(letters)} {words}" for words, letters in where.items())
+    note = tag("p", f"{told}.", class_="note") if where else None
+    bold = "Bold: the best of its column, by however little" if is_one else "Results"
+    return join(
+        [
+            part
+            for part in (table(bold, heads, rows, words=[1, 2, len(heads) - 1]), note)
+            if part is not None
+        ]
+    )
 
 
 def _recipes(named: Sequence[Named]) -> Markup:
@@ -169,7 +181,7 @@ def _recipes(named: Sequence[Named]) -> Markup:
         return tag("p", f"Nothing: all {same} fields are the same.")
     heads = ["field", *(_head(letter, run) for letter, run in named)]
     what = f"Marked: other than in {named[0][0]}. The other {same} fields are the same in all"
-    return table(what, heads, rows, numbers=False, marked=marked)
+    return table(what, heads, rows, words=range(len(heads)), marked=marked)
 
 
 def _curves(named: Sequence[Named]) -> Markup:
@@ -216,7 +228,7 @@ def _verdicts(named: Sequence[Named]) -> Markup:
         what = (
             "McNemar's test on the test images that one of the two gets right and the other wrong"
         )
-        body = table(what, heads, rows, marked=marked, numbers=False)
+        body = table(what, heads, rows, words=[4], marked=marked)
         parts.append(body)
         words = (
             "It speaks of these trained models. Whether one recipe is better than another takes "

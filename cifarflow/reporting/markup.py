@@ -1,6 +1,6 @@
 """HTML that cannot be broken by what it shows.
 
-    row = tag("tr", tag("th", name, scope="row"), tag("td", "<b>", class_="number"))
+    row = tag("tr", tag("th", name, scope="row"), tag("td", "<b>", class_="mark"))
     path.write_text(document("lab_cnn", row))
 
 `tag` escapes whatever is no markup already, so that a text is markup only if this module made it.
@@ -79,7 +79,7 @@ def table(
     columns: Sequence[object],
     rows: Iterable[Sequence[object]],
     *,
-    numbers: bool = True,
+    words: Iterable[int] = (),
     marked: Iterable[tuple[int, int]] = (),
 ) -> Markup:
     """Makes a table that scrolls by itself where the page is too narrow.
@@ -87,26 +87,30 @@ def table(
     Args:
       caption: what it shows.
       columns: the heads, the first of which is that of the heads of the rows.
-      rows: each a head and its cells.
-      numbers: whether the cells are numbers, to be set to the right.
-      marked: cells that stand out, as (row, column), both from 0; the head is column 0.
+      rows: each a head and its cells, which are numbers, set to the right.
+      words: the columns that are words; column 0, the heads, always is.
+      marked: cells that stand out, as (row, column), both from 0.
     """
-    stand_out = set(marked)
-    lines = []
-    for place, (head, *cells) in enumerate(rows):
-        kinds = [
-            "mark" if (place, column) in stand_out else None for column in range(len(cells) + 1)
-        ]
-        line = [tag("th", head, scope="row", class_=kinds[0])]
-        line += [tag("td", cell, class_=kind) for cell, kind in zip(cells, kinds[1:], strict=True)]
-        lines.append(tag("tr", *line))
-    heads = [tag("th", column, scope="col") for column in columns]
+    left, stand_out = {0, *words}, set(marked)
+
+    def kind(row: int, column: int) -> str | None:
+        names = ["" if column in left else "number", "mark" if (row, column) in stand_out else ""]
+        return " ".join(filter(None, names)) or None
+
+    heads = [tag("th", head, scope="col", class_=kind(-1, i)) for i, head in enumerate(columns)]
+    lines = [
+        tag(
+            "tr",
+            tag("th", head, scope="row", class_=kind(place, 0)),
+            *(tag("td", cell, class_=kind(place, i)) for i, cell in enumerate(cells, 1)),
+        )
+        for place, (head, *cells) in enumerate(rows)
+    ]
     body = tag(
         "table",
         tag("caption", caption),
         tag("thead", tag("tr", *heads)),
         tag("tbody", *lines),
-        class_="numbers" if numbers else None,
     )
     return scrolling(body, label=caption)
 

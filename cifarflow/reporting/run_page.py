@@ -155,7 +155,7 @@ def tiles(run: KeptRun) -> Markup:
             (
                 "test accuracy",
                 percent(found["test_accuracy"], digits=2),
-                f"95 % of {percent(low)} to {percent(high)}, {tested:,} images",
+                f"{percent(low)} to {percent(high)} at 95 %",
             )
         )
         cells.append(("test loss", short(found["test_loss"]), ""))
@@ -209,10 +209,10 @@ def curves(run: KeptRun) -> Markup:
             for colour, split in enumerate(("train", "validation"))
         ]
         charts.append(line_chart(title, [line for line in lines if line.x]))
-    rates = Line("learning rate", *run.history.series("train", "learning_rate"), colour=2)
+    rates = Line("Learning rate", *run.history.series("train", "learning_rate"), colour=2)
     charts.append(line_chart("Learning rate", [rates]))
-    speeds = Line("images per second", *run.history.series("train", "images_per_second"), colour=3)
-    charts.append(line_chart("Speed", [speeds]))
+    speeds = Line("Images per second", *run.history.series("train", "images_per_second"), colour=3)
+    charts.append(line_chart("Images per second", [speeds]))
     return join([join_charts(charts), _log(run)])
 
 
@@ -233,7 +233,8 @@ def _log(run: KeptRun) -> Markup:
     ]
     what = "the log" if every == 1 else f"the log, one row of {every}"
     heads = ("step", "epoch", "split", "accuracy", "loss", "learning rate")
-    return tag("details", tag("summary", "The same as a table"), table(what, heads, lines))
+    folded = table(what, heads, lines, words=[2])
+    return tag("details", tag("summary", "The same as a table"), folded)
 
 
 def _confusion(run: KeptRun, matrix: np.ndarray) -> Markup:
@@ -245,7 +246,7 @@ def _confusion(run: KeptRun, matrix: np.ndarray) -> Markup:
         "the stronger an orange, the more often this mistake is made."
     )
     drawn = _matrix_picture if len(matrix) > _MOST_CLASSES else _matrix_table
-    worst = [divmod(int(place), len(matrix)) for place in np.argsort(-errors, axis=None)]
+    worst = [divmod(int(place), len(matrix)) for place in np.argsort(-errors, axis=None, kind="stable")]
     rows = [
         (
             f"{run.class_names[true]} taken for {run.class_names[said]}",
@@ -257,7 +258,8 @@ def _confusion(run: KeptRun, matrix: np.ndarray) -> Markup:
     ]
     heads = ("mistake", "images", "of its class")
     most = table("The commonest mistakes", heads, rows) if rows else Markup("")
-    return join([tag("p", intro), drawn(run, matrix, shares, errors), most])
+    both = tag("div", drawn(run, matrix, shares, errors), most, class_="beside")
+    return join([tag("p", intro), both])
 
 
 def _matrix_table(
@@ -338,7 +340,7 @@ def _calibration(run: KeptRun) -> Markup:
     if not bins:
         return _absent("how certain the model was")
     error = run.scores.get("expected_calibration_error")
-    words = "Where the curve is below the dashed line the model is surer than it is right."
+    words = "Below the dashed line the model is surer than it is right, above it less sure."
     if error is not None:
         words = (
             f"On average its confidence is off by {percent(error, digits=2)} (expected "
@@ -396,10 +398,10 @@ def _time(run: KeptRun) -> Markup:
     if not facts:
         speeds = run.history.series("train", "images_per_second")[1]
         facts = [("speed", f"{speed:,.0f} images/s at the end of the log") for speed in speeds[-1:]]
-    parts = [_facts("Seconds of the run", facts)] if facts else []
+    seconds = _facts("Seconds of the run", facts) if facts else None
     if run.profile is None:
         words = "Where the time of a step goes, and what bounds it, a run with --profile says."
-        return join([*parts, tag("p", words, class_="note")])
+        return tag("div", seconds, tag("p", words, class_="note"))
     step = run.profile["step_ms"]
     names = ("device", "host", "input")
     amounts = [(name, run.profile[f"{name}_ms"]) for name in names]
@@ -407,15 +409,16 @@ def _time(run: KeptRun) -> Markup:
         f"{short(step)} ms a step of {short(run.profile['batch_size'])} images, in "
         f"{run.profile['precision']} on {run.profile['device']}"
     )
-    parts.insert(0, tag("p", tag("strong", run.profile["verdict"])))
+    parts = [tag("p", tag("strong", run.profile["verdict"]))]
     if any(amount > 0 for _, amount in amounts):
-        parts.append(tag("div", stacked_bar(amounts)))
+        parts.append(stacked_bar(amounts))
     rows = [
         (op["kind"], f"{op['ms']:,.3f}", percent(op["ms"] / step), short(op["count"]))
         for op in run.profile["ops"][:_SHOWN_OPS]
     ]
     heads = ("the costliest operations", "ms a step", "of the step", "times a step")
-    return join([*parts, table(told, heads, rows)])
+    parts.append(tag("div", table(told, heads, rows), seconds, class_="beside"))
+    return join(parts)
 
 
 def _recipe(run: KeptRun) -> Markup:
@@ -442,11 +445,11 @@ def _recipe(run: KeptRun) -> Markup:
         ]
         marked = [(place, 1) for place in range(len(rows))]
         heads = ("field", "this run", f"the recipe {run.name}")
-        parts.append(table("What differs", heads, rows, numbers=False, marked=marked))
+        parts.append(table("What differs", heads, rows, words=[1, 2], marked=marked))
     rows = [(key, shown_value(run.recipe[key]), texts.get(key) or "") for key in keys]
     marked = [(place, 1) for place, key in enumerate(keys) if key in changed]
     heads = ("field", "value", "what it is")
-    every = table("All fields", heads, rows, numbers=False, marked=marked)
+    every = table("All fields", heads, rows, words=[1, 2], marked=marked)
     parts.append(tag("details", tag("summary", f"All {len(keys)} fields"), every))
     return join(parts)
 

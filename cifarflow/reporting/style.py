@@ -61,10 +61,10 @@ nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; margin: 1.4rem 0 0; 
   font-size: 1.1rem; }
 .alarm strong { font-size: 1.5rem; line-height: 1.25; letter-spacing: .01em; }
 
-.tiles { display: grid; gap: 1px; margin: 1.8rem 0 0; border: 1px solid var(--line);
-  border-radius: 10px; overflow: hidden; background: var(--line);
-  grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); }
-.tiles div { padding: .85rem 1rem; background: var(--card); }
+.tiles { display: flex; flex-wrap: wrap; margin: 1.8rem 0 0; border: 1px solid var(--line);
+  border-radius: 10px; overflow: hidden; background: var(--card); }
+.tiles div { flex: 1 1 8.6rem; margin: 0 -1px -1px 0; padding: .85rem 1rem;
+  border: solid var(--line); border-width: 0 1px 1px 0; }
 .tiles dt { color: var(--soft); font-size: .82rem; }
 .tiles dd { margin: .1rem 0 0; font-size: 1.4rem; font-weight: 600; line-height: 1.25;
   letter-spacing: -.01em; font-variant-numeric: tabular-nums; }
@@ -75,6 +75,10 @@ nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; margin: 1.4rem 0 0; 
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 .halves { display: grid; gap: 1.4rem 2.2rem; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
+.beside { display: flex; flex-wrap: wrap; gap: 0 1.6rem; align-items: flex-start; }
+.beside > * { max-width: 100%; }
+.beside table { font-size: .82rem; }
+.beside th, .beside td { padding: .38rem .5rem; }
 figure { margin: 0; }
 .chart { padding: 1rem 1rem .6rem; border: 1px solid var(--line); border-radius: 10px;
   background: var(--card); }
@@ -104,19 +108,19 @@ th, td { padding: .38rem .75rem; border-bottom: 1px solid var(--line); text-alig
   vertical-align: top; }
 th { font-weight: 560; }
 thead th { color: var(--soft); font-weight: 500; vertical-align: bottom; }
-.numbers td, .numbers thead th:not(:first-child) { text-align: right; white-space: nowrap; }
-.facts th { color: var(--soft); font-weight: 450; white-space: nowrap; }
+.number { text-align: right; }
+.number, tbody th { white-space: nowrap; }
+.facts th { color: var(--soft); font-weight: 450; }
 .facts td { overflow-wrap: anywhere; }
 td.mark, th.mark { background: var(--mark); box-shadow: inset 3px 0 var(--mark-edge); }
 td b { font-weight: 650; }
-.plain td { white-space: normal; }
 .swatch { display: inline-block; width: .7rem; height: .7rem; margin-right: .4rem;
   border-radius: 2px; background: currentColor; }
 
 .matrix { font-size: .82rem; }
 .matrix td, .matrix thead th:not(:first-child) { min-width: 3.1rem; padding: .5rem .35rem;
   border: 1px solid var(--ground); text-align: center; }
-.matrix th { border: 0; white-space: nowrap; }
+.matrix th { border: 0; vertical-align: middle; white-space: nowrap; }
 .matrix thead th { padding: .2rem .3rem; font-size: .78rem; }
 .matrix tbody th { position: sticky; left: 0; padding-left: 0; background: var(--ground); }
 .matrix td.diagonal { font-weight: 650; }
@@ -129,12 +133,13 @@ td b { font-weight: 650; }
 .bar .track { fill: var(--grid); }
 
 .mistakes { display: grid; gap: 1.2rem 1rem; margin: 1rem 0 0; padding: 0; list-style: none;
-  grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); }
 .mistakes img { display: block; width: 100%; height: auto; aspect-ratio: 1; object-fit: contain;
   border-radius: 6px; background: var(--grid); image-rendering: pixelated; }
 .mistakes figcaption { margin-top: .4rem; font-size: .84rem; line-height: 1.4; }
 .mistakes figcaption span { display: block; }
 .mistakes .said { font-weight: 600; }
+.mistakes .note { font-size: inherit; }
 
 details { margin: 1rem 0; }
 summary { cursor: pointer; width: fit-content; color: var(--link); }
@@ -148,9 +153,9 @@ footer { margin-top: 4rem; padding-top: 1rem; border-top: 1px solid var(--line);
   body { padding-top: 1.5rem; }
   .chart { padding: .8rem .6rem .4rem; }
   svg text { font-size: 15px; }
-  .tiles { grid-template-columns: repeat(2, 1fr); }
+  .tiles div { flex-basis: 45%; }
   .mistakes { grid-template-columns: repeat(3, 1fr); }
-  .facts th { white-space: normal; }
+  tbody th { white-space: normal; }
 }
 @media (prefers-reduced-motion: reduce) { html { scroll-behavior: auto; } }
 @media print {
