@@ -415,11 +415,53 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=6,
 )
+SUMMARY_TEXTS = (
+    *("recipe", "dataset", "device", "precision", "stop_reason", "data_source", "date"),
+    "weights_sha256",
+)
 SUMMARY_KEYS = (
-    *("recipe", "dataset", "parameters", "epochs", "steps", "seed", "device", "train_seconds"),
-    *("images_per_second", "examples", "test_loss", "test_accuracy", "confusion_matrix", "scores"),
-    *("skipped_steps", "loss_scale_skips", "stop_reason", "data_source", "date", "class_names"),
-    *("versions", "compile_seconds", "total_seconds", "weights_sha256"),
+    *("parameters", "epochs", "steps", "seed", "train_seconds", "images_per_second", "examples"),
+    *("test_loss", "test_accuracy", "confusion_matrix", "scores", "skipped_steps", "versions"),
+    *("loss_scale_skips", "class_names", "compile_seconds", "total_seconds", *SUMMARY_TEXTS),
+)
+# One file of a run at a time, of which most may hold anything and some may not.
+CHANGES = (
+    st.tuples(st.just("recipe.json"), st.dictionaries(TEXTS, VALUES, min_size=1))
+    | st.tuples(
+        st.just("recipe.json"),
+        st.dictionaries(st.sampled_from(["name", "data", "epochs", "seed"]), VALUES, min_size=1),
+    )
+    | st.tuples(
+        st.just("summary.json"),
+        st.dictionaries(st.sampled_from(SUMMARY_TEXTS), TEXTS, min_size=1),
+    )
+    | st.tuples(
+        st.just("summary.json"),
+        st.fixed_dictionaries(
+            {
+                "class_names": st.lists(TEXTS, min_size=10, max_size=10),
+                "versions": st.dictionaries(TEXTS, TEXTS, max_size=3),
+                "test_loss": NUMBERS,
+                "train_seconds": NUMBERS,
+            }
+        ),
+    )
+    | st.tuples(
+        st.just("summary.json"),
+        st.dictionaries(st.sampled_from(SUMMARY_KEYS), VALUES, min_size=1, max_size=1),
+    )
+    | st.tuples(
+        st.just("profile/profile.json"),
+        st.dictionaries(st.sampled_from(sorted(PROFILE)), VALUES | TEXTS, min_size=1, max_size=1),
+    )
+    | st.tuples(
+        st.just("metrics.jsonl"),
+        st.dictionaries(
+            st.sampled_from(["loss", "accuracy", "epoch", "learning_rate", "dataset"]),
+            NUMBERS | TEXTS,
+            min_size=1,
+        ),
+    )
 )
 
 
@@ -427,6 +469,7 @@ SUMMARY_KEYS = (
 def fuzzed(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzzed") / "run"
     shutil.copytree(trained / "first", folder, ignore=shutil.ignore_patterns("checkpoints"))
+    change(folder, "profile/profile.json", **PROFILE)
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     def restored():
@@ -437,27 +480,17 @@ def fuzzed(trained, tmp_path_factory):
     return restored
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    st.dictionaries(st.sampled_from(SUMMARY_KEYS), VALUES, max_size=3),
-    st.dictionaries(st.sampled_from(["name", "data", "epochs", "momentum"]) | TEXTS, VALUES),
-    st.dictionaries(st.sampled_from(["loss", "accuracy", "epoch", "split", "step"]), VALUES),
-    st.dictionaries(
-        st.sampled_from(["step_ms", "ops", "verdict", "device_ms"]), VALUES, max_size=2
-    ),
-    st.dictionaries(st.sampled_from(["precision", "calibration_bins", "top_2_accuracy"]), VALUES),
-)
-def test_whatever_a_run_holds(fuzzed, summary, recipe, row, profile, scores):
+@settings(deadline=None, max_examples=80)
+@given(CHANGES)
+def test_whatever_a_run_holds(fuzzed, changes):
     folder, other = fuzzed()
-    change(folder, "recipe.json", **{key: v for key, v in recipe.items() if v is not None})
-    change(folder, **summary)
-    change(folder, "profile/profile.json", **{**PROFILE, **profile})
-    found = json.loads((folder / "summary.json").read_text()).get("scores")
-    if isinstance(found, dict):
-        change(folder, scores={**found, **scores})
-    rows = (folder / "metrics.jsonl").read_text()
-    whole = {**json.loads(rows.splitlines()[0]), **row}
-    (folder / "metrics.jsonl").write_text(f"{rows}{json.dumps(whole)}\n")
+    name, values = changes
+    if name == "metrics.jsonl":
+        rows = (folder / name).read_text()
+        row = {**json.loads(rows.splitlines()[0]), **values}
+        (folder / name).write_text(f"{rows}{json.dumps(row)}\n")
+    else:
+        change(folder, name, **{key: value for key, value in values.items() if value is not None})
     try:
         run = read_run(folder)
     except (DataError, WorkdirError):
@@ -679,6 +712,13 @@ def test_ticks():
     assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
     assert ticks(0.31, 0.58) == [0.3, 0.4, 0.5, 0.6]
     assert ticks(0, 0) == [-1, -0.5, 0, 0.5, 1]
+    # A rate that hardly falls: told apart where it is looked at, and flat where it is drawn.
+    assert wording.short_all([0.01, 0.009999, 0.009998]) == ["0.01", "0.009999", "0.009998"]
+    rates = [Line("rate", [0, 1], [0.01, 0.00999])]
+    (_, y0), (_, y1) = points_of(line_chart("Rate", rates, from_zero=True))
+    assert abs(y0 - y1) < 1
+    (_, y0), (_, y1) = points_of(line_chart("Rate", rates))
+    assert abs(y0 - y1) > 200
 
 
 def points_of(chart):

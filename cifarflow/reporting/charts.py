@@ -17,10 +17,10 @@ from collections.abc import Sequence
 
 from cifarflow.reporting.markup import Markup, join, tag
 from cifarflow.reporting.style import COLOURS
-from cifarflow.reporting.wording import short
+from cifarflow.reporting.wording import short, short_all
 
 _WIDTH, _HEIGHT = 520, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 10, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 10, 42
 # Of larger values, smaller ones, and those that differ by less, ticks would not differ.
 _LARGEST, _SMALLEST, _LEAST_SPAN = 1e12, 1e-100, 1e-12
 # More are not told apart at this width.
@@ -84,13 +84,13 @@ def ticks(low: float, high: float, *, most: int = 6) -> list[float]:
     return [float(f"{index * space:.14g}") for index in range(first, last + 1)]
 
 
-def line_chart(title: str, lines: Sequence[Line], *, x_name: str = "epoch") -> Markup:
-    """Draws curves in one plot, with a legend.
+def line_chart(title: str, lines: Sequence[Line], *, from_zero: bool = False) -> Markup:
+    """Draws curves over the epochs in one plot, with a legend.
 
     Args:
       title: what the values are.
       lines: the curves; what stands behind the others comes first.
-      x_name: what they are over.
+      from_zero: whether the axis begins at 0, so that what changes little looks so.
 
     Returns:
       A figure; it says so where there is nothing to draw.
@@ -102,9 +102,10 @@ def line_chart(title: str, lines: Sequence[Line], *, x_name: str = "epoch") -> M
     every = [point for line in drawn for point in line.points]
     # Epochs begin at 0.
     x_ticks = ticks(min(0.0, *(x for x, _ in every)), max(x for x, _ in every))
-    y_ticks = ticks(min(y for _, y in every), max(y for _, y in every))
+    low, high = min(y for _, y in every), max(y for _, y in every)
+    y_ticks = ticks(min(0.0, low) if from_zero else low, max(0.0, high) if from_zero else high)
     plane = _Plane(x_ticks, y_ticks)
-    parts = [plane.axes(x_name), *(_curve(plane, line) for line in drawn)]
+    parts = [plane.axes("epoch"), *(_curve(plane, line) for line in drawn)]
     legend = None
     if len(drawn) > 1 or drawn[0].name != title:
         samples = [tag("li", _line_sample(line.classes), line.name) for line in drawn]
@@ -114,7 +115,7 @@ def line_chart(title: str, lines: Sequence[Line], *, x_name: str = "epoch") -> M
         "figure",
         heading,
         legend,
-        _svg(f"{title} over {x_name}s: {ends}", *parts),
+        _svg(f"{title} over epochs: {ends}", *parts),
         class_="chart",
     )
 
@@ -241,15 +242,15 @@ class _Plane:
         """Grid, axis and numbers."""
         left, right, low = self._x[0], self._x[-1], self._y[0]
         parts = []
-        for y in self._y:
+        for y, name in zip(self._y, short_all(self._y), strict=True):
             kind = "axis" if y == low else "gridline"
             parts.append(tag("line", **self.ends((left, y), (right, y)), class_=kind))
             at = float(self.place(left, y)[1]) + 4
-            parts.append(tag("text", short(y), x=_LEFT - 8, y=f"{at:.1f}", text_anchor="end"))
-        for x in self._x:
+            parts.append(tag("text", name, x=_LEFT - 8, y=f"{at:.1f}", text_anchor="end"))
+        for x, name in zip(self._x, short_all(self._x), strict=True):
             at_x = self.place(x, low)[0]
             below = self._height - _BOTTOM + 18
-            parts.append(tag("text", short(x), x=at_x, y=below, text_anchor="middle"))
+            parts.append(tag("text", name, x=at_x, y=below, text_anchor="middle"))
         middle = (_LEFT + _WIDTH - _RIGHT) / 2
         bottom = self._height - 6
         parts.append(tag("text", x_name, x=middle, y=bottom, text_anchor="middle"))

@@ -200,7 +200,7 @@ def _curves(named: Sequence[Named]) -> Markup:
         Line(letter, *run.history.series("train", "learning_rate"), colour)
         for colour, (letter, run) in enumerate(named)
     ]
-    charts.append(line_chart("Learning rate", [line for line in rates if line.x]))
+    charts.append(line_chart("Learning rate", [line for line in rates if line.x], from_zero=True))
     return join_charts(charts)
 
 

@@ -19,7 +19,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from cifarflow import __version__
 from cifarflow.reporting.style import STYLE
 
 # By which a page is known as one of ours, in its first bytes.
@@ -27,6 +26,8 @@ MARK = b"<!doctype html>\n<!-- a report by cifarflow -->\n"
 _VOID = {"meta", "img"}
 # A file's string may be endless.
 _MOST_SIGNS = 1_000
+# A cell of more words must not become a column of single ones.
+_SENTENCE = 60
 
 
 class Markup(str):
@@ -93,16 +94,20 @@ def table(
     """
     left, stand_out = {0, *words}, set(marked)
 
-    def kind(row: int, column: int) -> str | None:
-        names = ["" if column in left else "number", "mark" if (row, column) in stand_out else ""]
-        return " ".join(filter(None, names)) or None
+    def kind(row: int, column: int, cell: object = "") -> str | None:
+        holds = {
+            "number": column not in left,
+            "mark": (row, column) in stand_out,
+            "sentence": isinstance(cell, str) and len(cell) > _SENTENCE and column in left,
+        }
+        return " ".join(name for name in holds if holds[name]) or None
 
     heads = [tag("th", head, scope="col", class_=kind(-1, i)) for i, head in enumerate(columns)]
     lines = [
         tag(
             "tr",
             tag("th", head, scope="row", class_=kind(place, 0)),
-            *(tag("td", cell, class_=kind(place, i)) for i, cell in enumerate(cells, 1)),
+            *(tag("td", cell, class_=kind(place, i, cell)) for i, cell in enumerate(cells, 1)),
         )
         for place, (head, *cells) in enumerate(rows)
     ]
@@ -174,7 +179,7 @@ def document(title: object, *content: object) -> bytes:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("meta", name="referrer", content="no-referrer"),
-        tag("meta", name="generator", content=f"cifarflow {__version__}"),
+        tag("meta", name="generator", content="cifarflow"),
         tag("title", title),
         tag("style", Markup(STYLE)),
     )

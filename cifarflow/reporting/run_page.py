@@ -210,9 +210,9 @@ def curves(run: KeptRun) -> Markup:
         ]
         charts.append(line_chart(title, [line for line in lines if line.x]))
     rates = Line("Learning rate", *run.history.series("train", "learning_rate"), colour=2)
-    charts.append(line_chart("Learning rate", [rates]))
+    charts.append(line_chart("Learning rate", [rates], from_zero=True))
     speeds = Line("Images per second", *run.history.series("train", "images_per_second"), colour=3)
-    charts.append(line_chart("Images per second", [speeds]))
+    charts.append(line_chart("Images per second", [speeds], from_zero=True))
     return join([join_charts(charts), _log(run)])
 
 
@@ -246,7 +246,9 @@ def _confusion(run: KeptRun, matrix: np.ndarray) -> Markup:
         "the stronger an orange, the more often this mistake is made."
     )
     drawn = _matrix_picture if len(matrix) > _MOST_CLASSES else _matrix_table
-    worst = [divmod(int(place), len(matrix)) for place in np.argsort(-errors, axis=None, kind="stable")]
+    worst = [
+        divmod(int(place), len(matrix)) for place in np.argsort(-errors, axis=None, kind="stable")
+    ]
     rows = [
         (
             f"{run.class_names[true]} taken for {run.class_names[said]}",

@@ -110,6 +110,7 @@ th { font-weight: 560; }
 thead th { color: var(--soft); font-weight: 500; vertical-align: bottom; }
 .number { text-align: right; }
 .number, tbody th { white-space: nowrap; }
+.sentence { min-width: 16rem; }
 .facts th { color: var(--soft); font-weight: 450; }
 .facts td { overflow-wrap: anywhere; }
 td.mark, th.mark { background: var(--mark); box-shadow: inset 3px 0 var(--mark-edge); }
@@ -155,7 +156,7 @@ footer { margin-top: 4rem; padding-top: 1rem; border-top: 1px solid var(--line);
   svg text { font-size: 15px; }
   .tiles div { flex-basis: 45%; }
   .mistakes { grid-template-columns: repeat(3, 1fr); }
-  tbody th { white-space: normal; }
+  .facts th { white-space: normal; }
 }
 @media (prefers-reduced-motion: reduce) { html { scroll-behavior: auto; } }
 @media print {

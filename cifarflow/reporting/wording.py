@@ -7,17 +7,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 # Where there is no value.
 NONE = "-"
 
 
-def short(value: float) -> str:
-    """A number of at most a few digits that count."""
+def short(value: float, *, digits: int = 4) -> str:
+    """A number of at most a few digits, those after the point if there is one."""
     if value and not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.4g}"
-    return f"{value:,.4f}".rstrip("0").rstrip(".")
+        return f"{value:.{digits}g}"
+    return f"{value:,.{digits}f}".rstrip("0").rstrip(".")
+
+
+def short_all(values: Sequence[float]) -> list[str]:
+    """Numbers as `short` has them, but with as many digits as tell them apart."""
+    for digits in range(4, 15):
+        found = [short(value, digits=digits) for value in values]
+        if len(set(found)) == len(values):
+            break
+    return found
 
 
 def percent(share: float, *, digits: int = 1) -> str:
