@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from cifarflow.reporting.markup import Markup, join, tag
 from cifarflow.reporting.style import COLOURS
-from cifarflow.reporting.wording import short, short_all
+from cifarflow.reporting.wording import percent, short, short_all
 
 _WIDTH, _HEIGHT = 520, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 10, 42
@@ -134,7 +134,7 @@ def calibration_chart(bins: Sequence[Sequence[float]]) -> Markup:
     dots = []
     for mean, right, count in bins:
         x, y = plane.place(mean, right)
-        told = f"{mean:.1%} certain, {right:.1%} right: {count:,} images"
+        told = f"{percent(mean)} certain, {percent(right)} right: {count:,} images"
         # By area, so that it is the count one sees.
         radius = f"{3 + 9 * math.sqrt(count / most):.1f}"
         dot = tag("circle", tag("title", told), cx=x, cy=y, r=radius, class_="fill s0 end")
@@ -142,7 +142,10 @@ def calibration_chart(bins: Sequence[Sequence[float]]) -> Markup:
     label = (
         "share of images classified right over the model's confidence, "
         f"{len(bins)} groups: "
-        + ", ".join(f"{right:.0%} right at {mean:.0%}" for mean, right, _ in bins)
+        + ", ".join(
+            f"{percent(right, digits=0)} right at {percent(mean, digits=0)}"
+            for mean, right, _ in bins
+        )
     )
     axes = plane.axes("confidence")
     svg = _svg(label, axes, ideal, tag("path", d=curve, class_="curve s0"), *dots, height=_WIDTH)
@@ -181,29 +184,20 @@ def stacked_bar(parts: Sequence[tuple[str, float]]) -> Markup:
       parts: each a name and an amount >= 0; the sum is above 0.
     """
     total = sum(amount for _, amount in parts)
-    boxes, left = [], 0.0
+    boxes, legend, told, left = [], [], [], 0.0
     for colour, (name, amount) in enumerate(parts):
         width = _WIDTH * (amount / total)
-        told = tag("title", f"{name}: {amount / total:.0%}")
-        box = tag(
-            "rect", told, x=f"{left:.1f}", width=f"{width:.1f}", height=26, class_=f"fill s{colour}"
-        )
-        boxes.append(box)
+        told.append(f"{name} {percent(amount / total, digits=0)}")
+        size = {"x": f"{left:.1f}", "width": f"{width:.1f}", "height": 26}
+        boxes.append(tag("rect", tag("title", told[-1]), **size, class_=f"fill s{colour}"))
+        swatch = tag("span", class_=f"swatch s{colour}", aria_hidden="true")
+        legend.append(tag("li", swatch, told[-1]))
         left += width
-    label = ", ".join(f"{name} {amount / total:.0%}" for name, amount in parts)
-    legend = [
-        tag(
-            "li",
-            tag("span", class_=f"swatch s{colour}", aria_hidden="true"),
-            f"{name} {amount / total:.0%}",
-        )
-        for colour, (name, amount) in enumerate(parts)
-    ]
     return tag(
         "figure",
         tag("figcaption", tag("h3", "A step")),
         tag("ul", *legend, class_="legend"),
-        _svg(label, *boxes, height=26),
+        _svg(", ".join(told), *boxes, height=26),
         class_="chart",
     )
 

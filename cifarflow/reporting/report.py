@@ -41,10 +41,13 @@ def write_report(
       The path of the page.
 
     Raises:
-      ConfigError: if no folder is given, too many are, or one twice, or `out` is no path.
+      ConfigError: if `workdirs` is no list, of no folder or too many, or has one twice, or `out` is
+        no path.
       WorkdirError: if a folder has no run, `out` is a file of another kind, or cannot be written.
       DataError: if a file of a run is damaged, or is not what such a file is.
     """
+    if isinstance(workdirs, (str, os.PathLike)):
+        raise ConfigError(f"workdirs must be a list of folders, not {os.fspath(workdirs)!r}")
     paths = [pathlib.Path(os.path.expanduser(workdir)) for workdir in workdirs]
     if not 0 < len(paths) <= _MOST_RUNS:
         raise ConfigError(f"a report must be of 1 to {_MOST_RUNS} runs, not of {len(paths)}")

@@ -123,7 +123,7 @@ def banners(run: KeptRun, *, who: str = "") -> Iterator[Markup]:
     if skipped or run.capsules:
         kept = f" Kept to be run again: {', '.join(run.capsules[:5])}" if run.capsules else ""
         more = " and others" if len(run.capsules) > 5 else ""
-        counted = f"{skipped:,} steps were skipped." if skipped else ""
+        counted = f"Steps that were skipped: {skipped:,}." if skipped else ""
         yield tag(
             "p",
             tag("strong", f"{before}Numbers were not finite"),

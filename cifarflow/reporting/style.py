@@ -88,6 +88,7 @@ figcaption { font-size: .92rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; margin: 0 0 .5rem; padding: 0;
   list-style: none; color: var(--soft); font-size: .82rem; }
 .legend li { display: flex; align-items: center; gap: .4rem; min-width: 0; }
+.legend .swatch { margin: 0; }
 .legend svg { flex: none; width: 1.8rem; height: .7rem; }
 
 svg text { fill: var(--soft); font-size: 12.5px; font-variant-numeric: tabular-nums; }
