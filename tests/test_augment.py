@@ -497,8 +497,11 @@ def test_erasing_paints_whole_rectangles_of_the_sources_areas_and_ratios():
     assert 0.25 < ratio.min() < 0.35
     assert 2.9 < ratio.max() < 3.7
     assert abs(np.log(ratio).mean() - np.log(0.3 * 3.3) / 2) < 0.05
-    # Every place that it fits into is as likely.
-    assert_uniform(np.minimum(top * 4 // (33 - height), 3) * 4 + left * 4 // (33 - width), 16)
+    # Every place that it fits into is as likely, which shows where their number divides by four.
+    rows, columns = 33 - height, 33 - width
+    even = (rows % 4 == 0) & (columns % 4 == 0)
+    assert even.sum() > 150
+    assert_uniform((top * 4 // rows * 4 + left * 4 // columns)[even], 16)
 
 
 @pytest.mark.parametrize("probability", [0, 0.25, 0.7])

@@ -116,12 +116,14 @@ def test_a_row_has_the_original_and_its_draws():
     assert plain.get_size_inches()[1] < figure.get_size_inches()[1]
 
 
-def test_no_text_of_augmentations_is_cut_off_or_runs_into_another():
+def test_no_text_of_augmentations_is_cut_off_or_runs_into_another(tmp_path):
     wide = [["automobile 0.52\nairplane 0.48"] * 3] * 3
-    figure = plot_augmentations(**DRAWN, captions=wide, title="cifar10, seed 2147483647")
-    figure.canvas.draw()
-    shown = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
-    boxes = [text.get_window_extent() for text in shown]
+    title = "cifar10, seed 2147483647"
+    figure = plot_augmentations(**DRAWN, captions=wide, title=title, path=tmp_path / "some.png")
+    shown = [figure._suptitle, *(ax.title for ax in figure.axes)]
+    shown += [label for ax in figure.axes for label in (ax.xaxis.label, ax.yaxis.label)]
+    boxes = [text.get_window_extent() for text in shown if text.get_text()]
+    assert len(boxes) == 1 + 4 + 9 + 3
     for box in boxes:
         assert box.x0 >= 0 and box.y0 >= 0  # noqa: PT018
         assert box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1  # noqa: PT018
