@@ -157,7 +157,6 @@ def test_each_image_gets_the_operations_that_are_drawn_one_after_another(ops, so
 
 
 def test_every_operation_and_side_is_as_likely():
-    # Only black images with one white pixel, of which an operation is known by what it leaves.
     drawn = draw(SEED, RANDAUGMENT, [14_000, 2], 28).numpy()
     for column in drawn.T:
         counts = np.bincount(column, minlength=28)
