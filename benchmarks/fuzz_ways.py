@@ -12,6 +12,7 @@ done without.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -21,7 +22,7 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -32,6 +33,7 @@ from fuzz_kept import KEPT
 from worker import forget_peak, peak_rss_bytes, rss_bytes, serve
 
 from cifarflow.data import cache, formats
+from cifarflow.data.layouts import CIFAR10
 from cifarflow.errors import CifarflowError
 from cifarflow.training.checkpoints import Checkpoints
 from cifarflow.training.history import History
@@ -44,6 +46,10 @@ MESSAGE_LIMIT = 1000
 # After this, by the clock on the wall, an input has not ended and never will.
 HANG_SECONDS = 20
 _MOST_BYTES = 8_000_000
+# The readers are made to expect few images.
+SMALL = dataclasses.replace(
+    CIFAR10, train_examples=fuzz_inputs.TRAIN_EXAMPLES, test_examples=fuzz_inputs.TEST_EXAMPLES
+)
 
 
 def make_input(reader: str, *, seed: int, index: int) -> bytes:
@@ -71,7 +77,7 @@ def make_input(reader: str, *, seed: int, index: int) -> bytes:
 def _read_archive(folder: pathlib.Path, data: bytes) -> object:
     path = folder / "cifar-10-python.tar.gz"
     path.write_bytes(data)
-    found = formats.locate(folder)
+    found = formats.locate(folder, SMALL)
     assert found is not None
     return formats.read(found, verify=False)
 
@@ -79,10 +85,10 @@ def _read_archive(folder: pathlib.Path, data: bytes) -> object:
 def _read_folder(folder: pathlib.Path, data: bytes) -> object:
     """The six files of a data set; the first two bytes say what is wrong with which."""
     act, which = data[:1], (data[1:2] or b"\0")[0] % 6
-    for number, name in enumerate(formats.PYTHON_BATCHES):
+    for number, name in enumerate(SMALL.python):
         (folder / name).write_bytes(fuzz_inputs.official_pickle(shade=number))
     kind = fuzz_inputs.FOLDER_ACTS[(act or b"\0")[0] % len(fuzz_inputs.FOLDER_ACTS)]
-    names = [*formats.PYTHON_BATCHES]
+    names = [*SMALL.python]
     path = folder / names[which]
     if kind == "replace":
         path.write_bytes(data[2:])
@@ -101,7 +107,7 @@ def _read_folder(folder: pathlib.Path, data: bytes) -> object:
             path.mkdir()
         elif kind == "pipe":
             os.mkfifo(path)
-    found = formats.locate(folder)
+    found = formats.locate(folder, SMALL)
     assert found is not None
     return formats.read(found, verify=False)
 
@@ -116,14 +122,14 @@ def _read_npz(folder: pathlib.Path, data: bytes) -> object:
 def _read_records(folder: pathlib.Path, data: bytes) -> object:
     path = folder / "records"
     path.write_bytes(data)
-    return list(formats._records(path))
+    return list(formats.read_records(path))
 
 
 def _read_tfds(folder: pathlib.Path, data: bytes) -> object:
     shards = {"train": data, "test": fuzz_inputs.tfds_shard("test", fuzz_inputs.TEST_EXAMPLES)}
     for split, content in shards.items():
         (folder / f"cifar10-{split}.tfrecord-00000-of-00001").write_bytes(content)
-    found = formats.locate(folder)
+    found = formats.locate(folder, SMALL)
     assert found is not None
     return formats.read(found, verify=False)
 
@@ -227,8 +233,8 @@ def _read_capsule(folder: pathlib.Path, data: bytes) -> object:
 
 
 READERS: dict[str, Callable[[pathlib.Path, bytes], object]] = {
-    "pickle": lambda _, data: formats.decode_python_batch(data, "batch"),
-    "binary": lambda _, data: formats.decode_binary_batch(data, "batch"),
+    "pickle": lambda _, data: formats.decode_python_batch(data, "batch", SMALL),
+    "binary": lambda _, data: formats.decode_binary_batch(data, "batch", SMALL),
     "folder": _read_folder,
     "archive": _read_archive,
     "npz": _read_npz,
@@ -282,7 +288,7 @@ class Fuzz:
           RuntimeError: if it is not.
         """
         started = time.perf_counter()
-        with _small_data_set():
+        with mock.patch.object(os, "fsync"):
             outcome, why, _ = self._try(fuzz_inputs.BUILDERS[self._reader](random.Random(0), 0))
         if outcome != "read":
             raise RuntimeError(f"the reader {self._reader} does not read a valid input: {why}")
@@ -303,7 +309,7 @@ class Fuzz:
         found: dict[str, Any] = {"read": 0, "refused": 0, "broke": []}
         found.update(slowest=(0.0, first), grown=0)
         started = time.perf_counter()
-        with _small_data_set():
+        with mock.patch.object(os, "fsync"):
             for index in range(first, first + count):
                 data = make_input(self._reader, seed=self._seed, index=index)
                 outcome, why, grown, seconds = self._watch(data, index)
@@ -317,7 +323,7 @@ class Fuzz:
 
     def replay(self, path: str) -> str | None:
         """Tries the input in a file; returns what rule it broke."""
-        with _small_data_set():
+        with mock.patch.object(os, "fsync"):
             outcome, why = self._watch(pathlib.Path(path).read_bytes(), -1)[:2]
         return why if outcome == "broke" else None
 
@@ -380,19 +386,6 @@ def _fault_of(error: CifarflowError) -> str:
 def note_of(scratch: pathlib.Path) -> pathlib.Path:
     """The file that holds the number of the input being tried, for who finds the process dead."""
     return scratch / "note"
-
-
-@contextlib.contextmanager
-def _small_data_set() -> Iterator[None]:
-    """Makes the readers expect few images, and files not wait for the disk."""
-    sizes: dict[str, Any] = {
-        "BATCH_EXAMPLES": fuzz_inputs.BATCH_EXAMPLES,
-        "TRAIN_EXAMPLES": fuzz_inputs.TRAIN_EXAMPLES,
-        "TEST_EXAMPLES": fuzz_inputs.TEST_EXAMPLES,
-        "_BINARY_BATCH_BYTES": fuzz_inputs.BATCH_EXAMPLES * (1 + fuzz_inputs.PIXELS),
-    }
-    with mock.patch.multiple(formats, **sizes), mock.patch.object(os, "fsync"):
-        yield
 
 
 def make_way(spec: dict[str, Any]) -> Fuzz:

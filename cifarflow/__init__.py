@@ -25,21 +25,20 @@ if TYPE_CHECKING:
         random_flip,
     )
     from cifarflow.data.cifar10 import load_cifar10
+    from cifarflow.data.cifar100 import load_cifar100
     from cifarflow.data.color import random_hue, random_saturation
     from cifarflow.data.dataset import DATA_CHOICES, load_data
+    from cifarflow.data.folder import load_folder
+    from cifarflow.data.inspect import DataSource, describe_data, find_data
     from cifarflow.data.mixing import cutmix, mixup
     from cifarflow.data.pipeline import ArrayBatches, DatasetBatches, evaluation_batches
+    from cifarflow.data.prepared import load_prepared
     from cifarflow.data.randaugment import rand_augment
     from cifarflow.data.splits import Dataset, Split
     from cifarflow.ensemble import Ensemble, Member, train_ensemble
     from cifarflow.errors import CifarflowError, NonFiniteError
     from cifarflow.evaluation.comparison import Comparison, mcnemar
-    from cifarflow.evaluation.confidence import (
-        Calibration,
-        Mistakes,
-        calibration,
-        worst_mistakes,
-    )
+    from cifarflow.evaluation.confidence import Calibration, Mistakes, calibration, worst_mistakes
     from cifarflow.evaluation.metrics import (
         ClassScores,
         class_scores,
@@ -123,10 +122,14 @@ _MODULES = {
         "random_flip",
     ),
     "data.cifar10": ("load_cifar10",),
+    "data.cifar100": ("load_cifar100",),
     "data.color": ("random_hue", "random_saturation"),
     "data.dataset": ("DATA_CHOICES", "load_data"),
+    "data.folder": ("load_folder",),
+    "data.inspect": ("DataSource", "describe_data", "find_data"),
     "data.mixing": ("cutmix", "mixup"),
     "data.pipeline": ("ArrayBatches", "DatasetBatches", "evaluation_batches"),
+    "data.prepared": ("load_prepared",),
     "data.randaugment": ("rand_augment",),
     "data.splits": ("Dataset", "Split"),
     "ensemble": ("Ensemble", "Member", "train_ensemble"),
@@ -173,16 +176,8 @@ _MODULES = {
         "plot_reliability",
     ),
     "reporting.progress": ("Progress",),
-    "sweeps": (
-        "Point",
-        "PointResult",
-        "Ranked",
-        "make_points",
-        "parse_grid",
-        "rank",
-        "run_points",
-    ),
     "reporting.report": ("write_report",),
+    "sweeps": ("Point", "PointResult", "Ranked", "make_points", "parse_grid", "rank", "run_points"),
     "training.averaging": ("Lookahead", "WeightEMA"),
     "training.capsule": ("Capsule", "CapsuleError", "Findings", "examine_step", "load_capsule"),
     "training.checkpoints": ("Checkpoints",),

@@ -143,7 +143,7 @@ def recipe_from_flags() -> Recipe:
 def define_run_flags(*, workdir_help: str = "") -> None:
     """Defines the flags of a run that are not part of its recipe."""
     flags.DEFINE_string(
-        "data_dir", None, "where CIFAR-10 is, a file or folder (default: search, see README)"
+        "data_dir", None, "where the data is, a file or folder (default: search, see README)"
     )
     flags.DEFINE_string(
         "workdir",

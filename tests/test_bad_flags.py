@@ -231,7 +231,7 @@ BY_HAND = {
     ],
     "examples/custom_loop.py": [
         *("--steps=0", "--steps=-1", "--steps=1.5", "--steps=many", "--steps=", "--steps"),
-        *("--data=cifar100", "--data=", "--data=CIFAR10", "--epochs=3", "500", "--batch_size=8"),
+        *("--data=mnist", "--data=", "--data=CIFAR10", "--epochs=3", "500", "--batch_size=8"),
     ],
     "examples/show_augment.py": [
         *("--augment=", "--augment=none", "--augment=spin", "--augment=flip,flip", "--augment=,"),
@@ -293,7 +293,7 @@ FOR_SHARED = [
     *(
         "--device=tpu",
         "--device=",
-        "--data=cifar100",
+        "--data=mnist",
         "--data=",
         "--quick=x",
         "--json=no/such.json",

@@ -90,6 +90,7 @@ GIVEN = {
     "model": ("mlp", "mlp"),
     "model_options": ("units=[8,4],activation=relu", {"units": (8, 4), "activation": "relu"}),
     "data": ("standin", "standin"),
+    "image_size": ("48", 48),
     "validation_fraction": ("0.5", 0.5),
     "validation_split": ("stratified", "stratified"),
     "limit_examples": ("100", 100),

@@ -1,5 +1,6 @@
 """The search for CIFAR-10: which source wins, what is remembered, what is an error."""
 
+import dataclasses
 import functools
 import hashlib
 import http.server
@@ -18,24 +19,24 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from cifarflow.data import cache, cifar10, download, formats
+from cifarflow.data import cache, download, formats, layouts, sources
 from cifarflow.data.cifar10 import load_cifar10
 from cifarflow.errors import ConfigError, DataError, DataNotFoundError
 
 real_data = pytest.mark.real_data
 
 
+def change_layout(monkeypatch, **changes):
+    """Makes other files count as the official ones."""
+    layout = dataclasses.replace(layouts.CIFAR10, **changes)
+    monkeypatch.setitem(layouts.LAYOUTS, "cifar10", layout)
+
+
 @pytest.fixture
 def small_scale(monkeypatch):
     """Makes a data set of 30 + 20 images count as whole, so that a test takes no time."""
-    monkeypatch.setattr(formats, "TRAIN_EXAMPLES", 30)
-    monkeypatch.setattr(formats, "TEST_EXAMPLES", 20)
-    monkeypatch.setattr(
-        formats.read_npz,
-        "__kwdefaults__",
-        {"train_examples": 30, "test_examples": 20, "sha256": None},
-    )
-    monkeypatch.setattr(formats, "ARRAYS_SHA256", formats.digest(small_arrays()))
+    sha256 = formats.digest(small_arrays())
+    change_layout(monkeypatch, train_examples=30, test_examples=20, arrays_sha256=sha256)
 
 
 def small_arrays(mark=0):
@@ -55,19 +56,15 @@ def small_batches(monkeypatch, tmp_path):
 
     As from an archive, all are of one size and one time.
     """
-    monkeypatch.setattr(formats, "BATCH_EXAMPLES", 10)
-    monkeypatch.setattr(formats, "TRAIN_EXAMPLES", 50)
-    monkeypatch.setattr(formats, "TEST_EXAMPLES", 10)
-    monkeypatch.setattr(formats, "_BINARY_BATCH_BYTES", 10 * 3073)
     store = tmp_path / "store"
     store.mkdir()
     sums = {}
-    for number, name in enumerate(formats.BINARY_BATCHES):
+    for number, name in enumerate(layouts.CIFAR10.binary):
         content = b"".join(bytes([label]) + bytes([number]) * 3072 for label in range(10))
         (store / name).write_bytes(content)
         os.utime(store / name, ns=(10**18, 10**18))
         sums[name] = hashlib.md5(content).hexdigest()
-    monkeypatch.setattr(formats, "BINARY_BATCHES", sums)
+    change_layout(monkeypatch, train_examples=50, test_examples=10, binary=sums)
     return store
 
 
@@ -122,7 +119,7 @@ def test_default_places(monkeypatch):
     monkeypatch.setenv("CIFARFLOW_CACHE", "~/mine")
     assert cache.cache_folder() == Path("/home/someone/mine")
     assert cache.cache_folder("~/given") == Path("/home/someone/given")
-    assert [str(folder) for _, folder in cifar10._searched(Path("/c"))] == [
+    assert [str(place.path) for place in sources.places(None, Path("/c"))] == [
         "/c",
         "/home/someone/.keras/datasets",
         "/home/someone/tensorflow_datasets",
@@ -421,7 +418,7 @@ def test_altered_and_truncated_batch(cifar10_dir, tmp_path):
     folder = copy_batches(cifar10_dir, tmp_path, "data_batch_3", "batches.meta")
     path = folder / "data_batch_3"
     whole = path.read_bytes()
-    expected = formats.PYTHON_BATCHES["data_batch_3"]
+    expected = layouts.CIFAR10.python["data_batch_3"]
 
     altered = bytearray(whole)
     altered[15_000_000] ^= 1
@@ -524,15 +521,17 @@ def remote_of(path, url):
 def test_what_is_downloaded_is_what_tfds_would_download():
     import tensorflow_datasets as tfds
 
-    info = tfds.download.checksums.get_all_url_infos()[download.ARCHIVE.url]
-    assert (info.size, info.checksum) == download.ARCHIVE[1:]
+    infos = tfds.download.checksums.get_all_url_infos()
+    for layout in layouts.LAYOUTS.values():
+        info = infos[layout.remote.url]
+        assert (info.size, info.checksum) == layout.remote[1:]
 
 
 def test_no_network_fails_soon(monkeypatch):
     with socket.socket() as closed:  # bound but not listening: refuses at once
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/x.tar.gz"
-        monkeypatch.setattr(download, "ARCHIVE", download.Remote(url, 1, ""))
+        change_layout(monkeypatch, remote=download.Remote(url, 1, ""))
         start = time.monotonic()
         with pytest.raises(DataNotFoundError, match=r"the download failed: http.* cannot be reach"):
             load_cifar10()
@@ -542,7 +541,7 @@ def test_no_network_fails_soon(monkeypatch):
 def test_silent_host_fails_within_the_timeout(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the call and says nothing
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/x.tar.gz"
-        monkeypatch.setattr(download, "ARCHIVE", download.Remote(url, 1, ""))
+        change_layout(monkeypatch, remote=download.Remote(url, 1, ""))
         start = time.monotonic()
         with pytest.raises(
             DataNotFoundError, match=r"the download failed: .*(within 0\.5|timed out)"
@@ -556,17 +555,21 @@ def test_download_works_and_is_checked(web, tmp_path, capsys):
     (folder / "x.tar.gz").write_bytes(os.urandom(50_000))
     remote = remote_of(folder / "x.tar.gz", url)
     target = tmp_path / "made" / "archive.tar.gz"
-    download.download_archive(target, remote=remote)
+    download.download_archive(target, remote=remote, title="CIFAR-10")
     assert target.read_bytes() == (folder / "x.tar.gz").read_bytes()
     assert os.listdir(target.parent) == ["archive.tar.gz"]
     assert "downloading CIFAR-10" in capsys.readouterr().err
 
     with pytest.raises(download.DownloadError, match="could not download"):
-        download.download_archive(tmp_path / "b" / "x", remote=remote._replace(sha256="0" * 64))
+        download.download_archive(
+            tmp_path / "b" / "x", remote=remote._replace(sha256="0" * 64), title="x"
+        )
     with pytest.raises(download.DownloadError, match="404"):
-        download.download_archive(tmp_path / "b" / "x", remote=remote._replace(url=f"{url}/y"))
+        download.download_archive(
+            tmp_path / "b" / "x", remote=remote._replace(url=f"{url}/y"), title="x"
+        )
     with pytest.raises(download.DownloadError, match="cannot be written"):
-        download.download_archive(target / "x", remote=remote)
+        download.download_archive(target / "x", remote=remote, title="x")
     assert not os.listdir(tmp_path / "b")
 
 
@@ -579,7 +582,7 @@ def test_stalled_download_is_ended(web, tmp_path):
         mock.patch.object(download, "_CHILD", "import time; time.sleep(60)"),
         pytest.raises(download.DownloadError, match=r"stood still for 0\.5 s at 0 bytes"),
     ):
-        download.download_archive(tmp_path / "b" / "x", remote=remote, stall_seconds=0.5)
+        download.download_archive(tmp_path / "b" / "x", remote=remote, title="x", stall_seconds=0.5)
     assert time.monotonic() - start < 20
     assert not os.listdir(tmp_path / "b")
 
@@ -590,7 +593,7 @@ def test_load_through_a_download(web, cifar10_dir, tmp_path, monkeypatch):
     path = folder / "cifar-10-python.tar.gz"
     with tarfile.open(path, "w:gz", compresslevel=0) as tar:
         tar.add(cifar10_dir / "cifar-10-batches-py", "cifar-10-batches-py")
-    monkeypatch.setattr(download, "ARCHIVE", remote_of(path, url))
+    change_layout(monkeypatch, remote=remote_of(path, url))
     dataset = load_cifar10()
     assert len(dataset.train) == 40000
     assert dataset.source == str(tmp_path / "cache" / "cifar-10-binary.tar.gz")

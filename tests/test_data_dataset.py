@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cifarflow.data import cifar10, dataset, download, formats
+from cifarflow.data import dataset, download
 from cifarflow.data.dataset import (
     Dataset,
     Split,
@@ -15,6 +15,7 @@ from cifarflow.data.dataset import (
     load_data,
     split_validation,
 )
+from cifarflow.data.layouts import CIFAR10
 from cifarflow.errors import ConfigError, DataError, DataNotFoundError
 
 
@@ -232,7 +233,7 @@ def test_auto_does_not_hide_what_is_wrong(no_network, tmp_path, monkeypatch, cap
 
 
 def test_load_data_rejects_an_unknown_choice():
-    with pytest.raises(ConfigError, match="one of auto, cifar10, standin, not 'mnist'"):
+    with pytest.raises(ConfigError, match="one of auto, cifar10, cifar100, .* folder, tfds:NAME, not 'mnist'"):
         load_data("mnist")
 
 
@@ -256,6 +257,6 @@ def test_options_are_handed_on(monkeypatch, tmp_path):
 def test_auto_takes_real_data_in_silence(cifar10_dir, capsys):
     data = load_data("auto", cifar10_dir)
     assert data.name == "cifar10"
-    assert data.class_names == cifar10.CLASS_NAMES
-    assert len(data.train) == formats.TRAIN_EXAMPLES * 4 // 5
+    assert data.class_names == CIFAR10.class_names
+    assert len(data.train) == CIFAR10.train_examples * 4 // 5
     assert not capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Every format gives the same bytes, and hostile files give one DataError and nothing else."""
 
 import contextlib
+import dataclasses
 import gzip
 import io
 import os
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cifarflow.data import formats
+from cifarflow.data.layouts import CIFAR10
 from cifarflow.errors import DataError
 
 
@@ -25,7 +27,7 @@ from cifarflow.errors import DataError
 def real(cifar10_dir):
     """The real arrays, decoded by the smallest possible other way: plain pickle and numpy."""
     parts = []
-    for name in formats.PYTHON_BATCHES:
+    for name in CIFAR10.python:
         batch = pickle.loads(  # the project's own verified files
             (cifar10_dir / "cifar-10-batches-py" / name).read_bytes(), encoding="bytes"
         )
@@ -36,23 +38,15 @@ def real(cifar10_dir):
     return formats.Arrays(images[:50000], labels[:50000], images[50000:], labels[50000:])
 
 
-def as_records(images, labels):
-    """Arrays as the records of the binary version."""
-    records = np.empty((len(labels), 3073), np.uint8)
-    records[:, 0] = labels
-    records[:, 1:] = images.transpose(0, 3, 1, 2).reshape(len(labels), -1)
-    return records
-
-
 @pytest.fixture(scope="session")
 def binary_dir(real, tmp_path_factory):
     folder = tmp_path_factory.mktemp("binary") / "cifar-10-batches-bin"
     folder.mkdir()
     images = np.concatenate([real.train_images, real.test_images])
     labels = np.concatenate([real.train_labels, real.test_labels])
-    for index, name in enumerate(formats.BINARY_BATCHES):
+    for index, name in enumerate(CIFAR10.binary):
         rows = slice(index * 10000, (index + 1) * 10000)
-        as_records(images[rows], labels[rows]).tofile(folder / name)
+        formats.as_records(images[rows], labels[rows], CIFAR10).tofile(folder / name)
     (folder / "batches.meta.txt").write_text("airplane\n")
     return folder
 
@@ -81,7 +75,7 @@ def test_python_folder(cifar10_dir, real):
     assert found.kind == "python"
     arrays = formats.read(found)
     assert_same(arrays, real)
-    assert formats.digest(arrays) == formats.ARRAYS_SHA256
+    assert formats.digest(arrays) == CIFAR10.arrays_sha256
 
 
 @pytest.mark.real_data
@@ -125,7 +119,7 @@ def test_npz(real, tmp_path):
         x_test=real.test_images,
         y_test=real.test_labels.astype(np.uint8)[:, None],
     )
-    with pytest.raises(DataError, match=f"sha256.* expected {formats.ARRAYS_SHA256}"):
+    with pytest.raises(DataError, match=f"sha256.* expected {CIFAR10.arrays_sha256}"):
         formats.read(formats.locate(path))
     arrays = formats.read(formats.locate(path), verify=False)
     assert_same(arrays, real._replace(train_images=train_images))
@@ -142,10 +136,10 @@ def tfds_dir(real, tmp_path_factory):
     data_dir = tmp_path_factory.mktemp("tfds")
     source = data_dir / "source"
     source.mkdir()
-    as_records(real.train_images[:TFDS_TRAIN], real.train_labels[:TFDS_TRAIN]).tofile(
-        source / "train.bin"
-    )
-    as_records(real.test_images[:TFDS_TEST], real.test_labels[:TFDS_TEST]).tofile(
+    formats.as_records(
+        real.train_images[:TFDS_TRAIN], real.train_labels[:TFDS_TRAIN], CIFAR10
+    ).tofile(source / "train.bin")
+    formats.as_records(real.test_images[:TFDS_TEST], real.test_labels[:TFDS_TEST], CIFAR10).tofile(
         source / "test.bin"
     )
 
@@ -165,16 +159,13 @@ def tfds_dir(real, tmp_path_factory):
     return data_dir
 
 
-@pytest.fixture
-def small_tfds(monkeypatch):
-    monkeypatch.setattr(formats, "TRAIN_EXAMPLES", TFDS_TRAIN)
-    monkeypatch.setattr(formats, "TEST_EXAMPLES", TFDS_TEST)
+SMALL_TFDS = dataclasses.replace(CIFAR10, train_examples=TFDS_TRAIN, test_examples=TFDS_TEST)
 
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("place", ["", "cifar10", "cifar10/3.0.2"])
-def test_tfds(tfds_dir, real, small_tfds, place):
-    found = formats.locate(tfds_dir / place)
+def test_tfds(tfds_dir, real, place):
+    found = formats.locate(tfds_dir / place, SMALL_TFDS)
     assert found.kind == "tfds"
     assert len(found.files) == 4
     expected = formats.Arrays(
@@ -198,7 +189,7 @@ def copy_tfds(tfds_dir, target):
 
 
 @pytest.mark.real_data
-def test_tfds_damaged(tfds_dir, small_tfds, tmp_path):
+def test_tfds_damaged(tfds_dir, tmp_path):
     folder = copy_tfds(tfds_dir, tmp_path)
     shard = folder / "cifar10-train.tfrecord-00001-of-00002"
     whole = shard.read_bytes()
@@ -206,7 +197,7 @@ def test_tfds_damaged(tfds_dir, small_tfds, tmp_path):
     def assert_refused(content, match):
         shard.write_bytes(content)
         with pytest.raises(DataError, match=match):
-            formats.read(formats.locate(folder), verify=False)
+            formats.read(formats.locate(folder, SMALL_TFDS), verify=False)
 
     assert_refused(whole[:-10], "cut short")
     assert_refused(struct.pack("<Q", 10**10) + whole[8:], "claims 10000000000 bytes")
@@ -243,7 +234,7 @@ def test_locate_knows_what_is_nothing(tmp_path):
 
 
 def test_missing_batch_is_named(tmp_path):
-    for name in formats.PYTHON_BATCHES:
+    for name in CIFAR10.python:
         (tmp_path / name).touch()
     (tmp_path / "data_batch_3").unlink()
     with pytest.raises(DataError, match="lacks data_batch_3; a complete folder holds data_batch_1"):
@@ -301,6 +292,7 @@ def test_hostile_pickle_names_what_it_asked_for():
         ({"labels": [1] * 9999 + [True]}, "the label True"),
         ({"data": b"x"}, "no array under the key b'data'"),
         ({"data": np.zeros((10000, 3071), np.uint8)}, r"shape \(10000, 3071\)"),
+        ({"data": np.zeros((9999, 3072), np.uint8)}, "holds 9999 images, expected 10000"),
         ({"data": np.zeros((10000, 3072), np.int8)}, "dtype 'i1', expected uint8"),
         ({"data": np.zeros((10000, 3072), np.uint8, order="F")}, "refused"),
         ({"data": np.array([None])}, "dtype 'O8', expected uint8"),
@@ -350,7 +342,7 @@ def test_claims_of_a_pickle(data, match):
 
 
 def test_too_large_file_is_not_read(tmp_path):
-    for name in formats.PYTHON_BATCHES:
+    for name in CIFAR10.python:
         (tmp_path / name).touch()
     with (tmp_path / "data_batch_1").open("wb") as file:
         file.truncate(10**10)  # sparse: takes no room on disk
@@ -461,7 +453,7 @@ def test_cut_archive_names_both_checksums(tmp_path):
     path.write_bytes(whole[:50_000])
     with pytest.raises(DataError) as caught:
         formats.read(formats.locate(path))
-    assert formats.PYTHON_ARCHIVE_MD5 in str(caught.value)
+    assert CIFAR10.python_archive_md5 in str(caught.value)
     assert "cut.tar.gz" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -573,20 +565,22 @@ def test_fuzz_pickle_bytes(data):
     only_data_errors(formats.decode_python_batch, b"\x80\x02" + data, "batch")
 
 
+TWO = dataclasses.replace(CIFAR10, train_examples=10)
+
+
 @fuzz
 @given(st.data())
 def test_fuzz_pickle_mutations(data):
-    with mock.patch.object(formats, "BATCH_EXAMPLES", 2):
-        batch = {b"data": np.zeros((2, 3072), np.uint8), b"labels": [1, 2]}
-        whole = bytearray(pickle.dumps(batch, data.draw(st.sampled_from([3, 4]))))
-        formats.decode_python_batch(bytes(whole), "batch")
-        # Not among the pixels, where every change is lawful.
-        places = [i for i in range(len(whole)) if i < 200 or i > len(whole) - 60]
-        for _ in range(data.draw(st.integers(1, 3))):
-            whole[data.draw(st.sampled_from(places))] = data.draw(st.integers(0, 255))
-        end = data.draw(st.integers(0, len(whole)))
-        only_data_errors(formats.decode_python_batch, bytes(whole), "batch")
-        only_data_errors(formats.decode_python_batch, bytes(whole[:end]), "batch")
+    batch = {b"data": np.zeros((2, 3072), np.uint8), b"labels": [1, 2]}
+    whole = bytearray(pickle.dumps(batch, data.draw(st.sampled_from([3, 4]))))
+    formats.decode_python_batch(bytes(whole), "batch", TWO)
+    # Not among the pixels, where every change is lawful.
+    places = [i for i in range(len(whole)) if i < 200 or i > len(whole) - 60]
+    for _ in range(data.draw(st.integers(1, 3))):
+        whole[data.draw(st.sampled_from(places))] = data.draw(st.integers(0, 255))
+    end = data.draw(st.integers(0, len(whole)))
+    only_data_errors(formats.decode_python_batch, bytes(whole), "batch", TWO)
+    only_data_errors(formats.decode_python_batch, bytes(whole[:end]), "batch", TWO)
 
 
 @fuzz
@@ -637,4 +631,4 @@ def test_fuzz_archive(scratch, data):
 @given(st.binary(max_size=100))
 def test_fuzz_tfrecords(scratch, data):
     scratch.write_bytes(data)
-    only_data_errors(lambda: list(formats._records(scratch)))
+    only_data_errors(lambda: list(formats.read_records(scratch)))

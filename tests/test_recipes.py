@@ -72,6 +72,7 @@ BAD = {
     "model": ["vgg", None, 3, ""],
     "model_options": ["units=8", [1], 3, {3: 4}, {"seed": 1}, {"activation": abs}, {"l2": NAN}],
     "data": [3, None, ""],
+    "image_size": [0, -1, 1025, 1.5, NAN, "32", None, True],
     "validation_fraction": [-0.1, 1.0, 2, NAN, INF, "0.2", None, True],
     "validation_split": ["first", None],
     "limit_examples": [-1, 1.5, NAN, "10", None, True],

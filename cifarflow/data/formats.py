@@ -1,14 +1,15 @@
-"""Decoders: every format in which people keep CIFAR-10, to the same arrays in the same order.
+"""Decoders: every format in which people keep CIFAR-10 or CIFAR-100, to the same arrays.
 
     from cifarflow.data import formats
 
     found = formats.locate(pathlib.Path("~/data").expanduser())  # None if nothing known is there
+    found = formats.locate(pathlib.Path("/data"), CIFAR100)      # the other set, by its layout
     arrays = formats.read(found)
     arrays.train_images  # [50000, 32, 32, 3] uint8, in the order of the official files
 
-Known are the `cifar-10-batches-py` folder, the `cifar-10-batches-bin` folder, the `.tar.gz` of
-either (read as a stream, nothing is unpacked to disk), an `.npz` with the keys x_train, y_train,
-x_test, y_test, and a directory prepared by TensorFlow Datasets.
+Known are the folder of the python version, that of the binary version, the `.tar.gz` of either
+(read as a stream, nothing is unpacked to disk), an `.npz` with the keys x_train, y_train, x_test,
+y_test, and a directory prepared by TensorFlow Datasets.
 
 Every file is taken for hostile until it is read: sizes that a file claims are checked before
 anything is allocated, pickles can build nothing but the two arrays that belong there, and
@@ -26,13 +27,14 @@ import pickletools
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from cifarflow.data.layouts import CIFAR10, IMAGE_SHAPE, LAYOUTS, PIXELS, Layout
 from cifarflow.errors import DataError
 from cifarflow.files import replacing
 from cifarflow.untrusted import (
@@ -45,74 +47,24 @@ from cifarflow.untrusted import (
     shown,
 )
 
-TRAIN_EXAMPLES = 50_000
-TEST_EXAMPLES = 10_000
-BATCH_EXAMPLES = 10_000
-IMAGE_SHAPE = (32, 32, 3)
-PIXELS = 32 * 32 * 3
-NUM_CLASSES = 10
-
-# The md5 sums of the official files, training batches in order and the test batch last.
-PYTHON_BATCHES = {
-    "data_batch_1": "c99cafc152244af753f735de768cd75f",
-    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "data_batch_4": "634d18415352ddfa80567beed471001a",
-    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "test_batch": "40351d587109b95175f43aff81a1287e",
-}
-PYTHON_META = {"batches.meta": "5ff9c542aee3614f3951f8cda6e48888"}
-BINARY_BATCHES = {
-    "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
-    "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
-    "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
-    "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
-    "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
-    "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
-}
-# Of the decoded arrays (see `digest`): what npz and TFDS files, which have no official
-# checksum of their own, are held against.
-ARRAYS_SHA256 = "9bb26ea52d5b395389569734654d923ce7ba78a18a63b56115e3cecfb33f114d"
-
-# The official archives, for the message about one that is cut short.
-PYTHON_ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
-BINARY_ARCHIVE_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
-
-# An official python batch has 31.04 MB, a binary one 30.73 MB, either archive 187 MB unpacked.
+# An official python batch has 3.11 kB an image, a binary one 3.07 kB, an archive 187 MB unpacked.
 _BATCH_BYTES_LIMIT = 32_000_000
+_EXAMPLE_BYTES_LIMIT = 3_200
 _ARCHIVE_BYTES_LIMIT = 200_000_000
-_BINARY_BATCH_BYTES = BATCH_EXAMPLES * (1 + PIXELS)
 # A 32x32 RGB image needs 3.1 kB in the worst case as PNG; a TFDS record adds a hundred bytes.
 _RECORD_BYTES_LIMIT = 8_192
 
 _NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
-_TFDS_VERSION = "3.0.2"
-
-# Under these names Keras (`-target`, `_archive`, `-py.tar.gz`), torchvision, TFDS and people
-# leave CIFAR-10 in a folder; a folder comes before an archive because it is read faster.
-_KNOWN_NAMES = (
-    "cifar10.npz",
-    "cifar-10-batches-py",
-    "cifar-10-batches-py-target/cifar-10-batches-py",
-    "cifar-10-batches-bin",
-    "cifar-10-python.tar.gz",
-    "cifar-10-batches-py.tar.gz",
-    "cifar-10-batches-py-target_archive",
-    "cifar-10-binary.tar.gz",
-    "cifar-10-batches-bin.tar.gz",
-    f"cifar10/{_TFDS_VERSION}",
-    _TFDS_VERSION,
-)
 
 
 class Arrays(NamedTuple):
     """A whole data set as it lies in the files, before any validation split.
 
     Attributes:
-      train_images: [N, 32, 32, 3] uint8, 0..255.
-      train_labels: [N] int32, 0..9.
-      test_images: [M, 32, 32, 3] uint8, 0..255.
-      test_labels: [M] int32, 0..9.
+      train_images: [N, H, W, 3] uint8, 0..255.
+      train_labels: [N] int32, from 0.
+      test_images: [M, H, W, 3] uint8, 0..255.
+      test_labels: [M] int32, from 0.
     """
 
     train_images: np.ndarray
@@ -128,23 +80,30 @@ class Found(NamedTuple):
       kind: "python", "binary", "archive", "npz" or "tfds".
       path: the file or folder.
       files: every file whose content counts, in a fixed order.
+      layout: of the set.
     """
 
     kind: str
     path: Path
     files: tuple[Path, ...]
+    layout: Layout = CIFAR10
+
+
+class OtherSetError(DataError):
+    """A data set was found where another was asked for."""
 
 
 # --- finding ------------------------------------------------------------------------------
 
 
-def locate(path: Path) -> Found | None:
-    """Finds CIFAR-10 at `path`: a file, the folder itself, or the folder that holds it.
+def locate(path: Path, layout: Layout = CIFAR10) -> Found | None:
+    """Finds a data set at `path`: a file, the folder itself, or the folder that holds it.
 
     Nothing is decoded here; a folder counts as found as soon as one batch file lies in it.
 
     Args:
       path: file or folder; it need not exist.
+      layout: of the set to find.
 
     Returns:
       What was found, or None if nothing known is there.
@@ -154,31 +113,32 @@ def locate(path: Path) -> Found | None:
         that otherwise matches.
     """
     if os.path.isfile(path):
-        return _locate_file(path)
+        return _locate_file(path, layout)
     if not os.path.isdir(path):
         return None
-    found = _locate_folder(path)
-    for name in _KNOWN_NAMES:
+    found = _locate_folder(path, layout)
+    for name in layout.known_names:
         if found is not None:
             break
         child = path / name
-        found = _locate_file(child) if os.path.isfile(child) else _locate_folder(child)
+        locate_child = _locate_file if os.path.isfile(child) else _locate_folder
+        found = locate_child(child, layout)
     return found
 
 
-def _locate_file(path: Path) -> Found:
+def _locate_file(path: Path, layout: Layout) -> Found:
     # By content, not by name: Keras calls its archive `cifar-10-batches-py-target_archive`.
     with reading(path), open_file(path) as file:
         magic = file.read(4)
     if magic[:2] == b"\x1f\x8b":
-        return Found("archive", path, (path,))
+        return Found("archive", path, (path,), layout)
     if magic[:2] == b"PK":
-        return Found("npz", path, (path,))
+        return Found("npz", path, (path,), layout)
     raise DataError(f"{path} is neither a .tar.gz archive nor an .npz file: it starts {magic!r}")
 
 
-def _locate_folder(folder: Path) -> Found | None:
-    for kind, names in (("python", PYTHON_BATCHES), ("binary", BINARY_BATCHES)):
+def _locate_folder(folder: Path, layout: Layout) -> Found | None:
+    for kind, names in (("python", layout.python), ("binary", layout.binary)):
         missing = [name for name in names if not os.path.isfile(folder / name)]
         if len(missing) < len(names):
             if missing:
@@ -187,34 +147,45 @@ def _locate_folder(folder: Path) -> Found | None:
                     f"a complete folder holds {', '.join(names)}"
                 )
             files = [folder / name for name in names]
-            if kind == "python" and os.path.isfile(folder / "batches.meta"):
-                files.append(folder / "batches.meta")
-            return Found(kind, folder, tuple(files))
-    train, test = _tfds_shards(folder, "train"), _tfds_shards(folder, "test")
+            if kind == "python":
+                meta = (folder / name for name in layout.python_meta)
+                files += [path for path in meta if os.path.isfile(path)]
+            return Found(kind, folder, tuple(files), layout)
+    train, test = (find_shards(folder, layout.name, split) for split in ("train", "test"))
     if train or test:
         if not (train and test):
             raise DataError(f"{folder} lacks the {'test' if train else 'train'} tfrecord files")
-        return Found("tfds", folder, (*train, *test))
+        return Found("tfds", folder, (*train, *test), layout)
     return None
 
 
-def _tfds_shards(folder: Path, split: str) -> list[Path]:
+def find_shards(folder: Path, name: str, split: str) -> list[Path]:
+    """Returns the tfrecord files of a split in a prepared TFDS directory, in order.
+
+    Args:
+      folder: the directory of one version; it need not exist.
+      name: of the data set.
+      split: "train" or "test".
+
+    Raises:
+      DataError: if one is missing, or there are two sets of them.
+    """
     try:
         names = os.listdir(folder)
     except OSError:  # not there, no folder, or not ours to read
         return []
-    pattern = re.compile(rf"cifar10-{split}\.tfrecord-(\d{{5}})-of-(\d{{5}})")
-    matches = [match for name in names if (match := pattern.fullmatch(name))]
+    pattern = re.compile(rf"{name}-{split}\.tfrecord-(\d{{5}})-of-(\d{{5}})")
+    matches = [match for entry in names if (match := pattern.fullmatch(entry))]
     if not matches:
         return []
     count = int(matches[0].group(2))
     # At 60,000 images nobody has more shards; the claim in a name must not make a long list.
-    expected = [f"cifar10-{split}.tfrecord-{i:05d}-of-{count:05d}" for i in range(min(count, 1000))]
+    expected = [f"{name}-{split}.tfrecord-{i:05d}-of-{count:05d}" for i in range(min(count, 1000))]
     missing = sorted(set(expected) - {match.group(0) for match in matches})
     if missing or len(matches) != len(expected):
         what = f"lacks {missing[0]}" if missing else f"holds two sets of {split} tfrecord files"
         raise DataError(f"{folder} {what}")
-    return [folder / name for name in expected]
+    return [folder / entry for entry in expected]
 
 
 # --- reading ------------------------------------------------------------------------------
@@ -226,7 +197,7 @@ def read(found: Found, *, verify: bool = True) -> Arrays:
     Args:
       found: the place.
       verify: whether to hold the content against the official checksums: md5 of each batch
-        file, or sha256 of the decoded arrays for the formats that have no official file.
+        file, or what the decoded arrays come to for the formats that have no official file.
 
     Returns:
       The arrays, the same bytes in the same order from every format.
@@ -234,12 +205,11 @@ def read(found: Found, *, verify: bool = True) -> Arrays:
     Raises:
       DataError: if a file is unreadable, damaged, unsafe or, with `verify`, altered.
     """
-    if found.kind == "npz":
-        return read_npz(found.path, sha256=ARRAYS_SHA256 if verify else None)
     reader = {
         "python": _read_folder,
         "binary": _read_folder,
         "archive": _read_archive,
+        "npz": _read_whole_npz,
         "tfds": _read_tfds,
     }[found.kind]
     return reader(found, verify)
@@ -248,15 +218,17 @@ def read(found: Found, *, verify: bool = True) -> Arrays:
 def expected_of(found: Found) -> dict[Path, str]:
     """Returns what `read` verifies of each file: what it must be to be in its place.
 
-    That is the md5 of a batch, of which each has its own; of the others the sha256 of all arrays
+    That is the md5 of a batch, of which each has its own; of the others the checksum of all arrays
     together, and with it a shard's name, which says what of them is in it.
     """
+    layout = found.layout
     if found.kind in ("python", "binary"):
-        table = {**PYTHON_BATCHES, **PYTHON_META, **BINARY_BATCHES}
+        table = {**layout.python, **layout.python_meta, **layout.binary}
         return {path: table[path.name] for path in found.files}
+    whole = layout.arrays_sha256 or " ".join(layout.binary.values())
     if found.kind == "tfds":
-        return {path: f"{ARRAYS_SHA256} {path.name}" for path in found.files}
-    return dict.fromkeys(found.files, ARRAYS_SHA256)
+        return {path: f"{whole} {path.name}" for path in found.files}
+    return dict.fromkeys(found.files, whole)
 
 
 def digest(arrays: Arrays) -> str:
@@ -269,13 +241,28 @@ def digest(arrays: Arrays) -> str:
     return sha256.hexdigest()
 
 
-def _check_digest(path: Path, arrays: Arrays, expected: str) -> None:
-    found = digest(arrays)
-    if found != expected:
-        raise DataError(
-            f"{path} is damaged or altered: the sha256 of its decoded arrays is {found}, "
-            f"expected {expected}"
-        )
+def _check_arrays(path: Path, arrays: Arrays, layout: Layout) -> None:
+    """Holds decoded arrays against the official checksums."""
+    if layout.arrays_sha256:
+        found = digest(arrays)
+        if found != layout.arrays_sha256:
+            raise DataError(
+                f"{path} is damaged or altered: the sha256 of its decoded arrays is {found}, "
+                f"expected {layout.arrays_sha256}"
+            )
+        return
+    for (name, expected), images, labels in zip(
+        layout.binary.items(), arrays[::2], arrays[1::2], strict=True
+    ):
+        md5 = hashlib.md5(usedforsecurity=False)
+        for start in range(0, len(labels), 10_000):  # 31 MB at a time
+            rows = slice(start, start + 10_000)
+            md5.update(as_records(images[rows], labels[rows], layout))
+        if md5.hexdigest() != expected:
+            raise DataError(
+                f"{path} is damaged or altered: as {name} its arrays have the md5 "
+                f"{md5.hexdigest()}, expected {expected}"
+            )
 
 
 def _check_md5(name: str, data: bytes, expected: str) -> None:
@@ -300,27 +287,40 @@ def _check_size(path: Path, file: BinaryIO, limit: int) -> int:
     return size
 
 
-def _empty_arrays() -> Arrays:
+def _empty_arrays(layout: Layout) -> Arrays:
     return Arrays(
-        np.empty((TRAIN_EXAMPLES, *IMAGE_SHAPE), np.uint8),
-        np.empty(TRAIN_EXAMPLES, np.int32),
-        np.empty((TEST_EXAMPLES, *IMAGE_SHAPE), np.uint8),
-        np.empty(TEST_EXAMPLES, np.int32),
+        np.empty((layout.train_examples, *IMAGE_SHAPE), np.uint8),
+        np.empty(layout.train_examples, np.int32),
+        np.empty((layout.test_examples, *IMAGE_SHAPE), np.uint8),
+        np.empty(layout.test_examples, np.int32),
     )
 
 
-def _check_labels(name: object, labels: np.ndarray) -> None:
-    if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < NUM_CLASSES:
-        raise DataError(f"{name} has labels from {labels.min()} to {labels.max()}, expected 0 to 9")
+def check_labels(name: object, labels: np.ndarray, num_classes: int) -> None:
+    """Checks the labels that a file holds.
+
+    Args:
+      name: of the file, for the message.
+      labels: [N] integers.
+      num_classes: how many classes there are.
+
+    Raises:
+      DataError: if one is no class.
+    """
+    if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise DataError(
+            f"{name} has labels from {labels.min()} to {labels.max()}, "
+            f"expected 0 to {num_classes - 1}"
+        )
 
 
 def _store_batch(
-    arrays: Arrays, index: int, name: str, pixels: np.ndarray, labels: np.ndarray
+    arrays: Arrays, layout: Layout, index: int, pixels: np.ndarray, labels: np.ndarray
 ) -> None:
-    """Puts one decoded batch in its place: batches 0 to 4 are the training set, 5 the test set."""
-    _check_labels(name, labels)
-    if index < 5:
-        rows = slice(index * BATCH_EXAMPLES, (index + 1) * BATCH_EXAMPLES)
+    """Puts one decoded batch in its place: the last is the test set, all others train."""
+    if index < len(layout.python) - 1:
+        examples = layout.examples_in(index)
+        rows = slice(index * examples, (index + 1) * examples)
         images, targets = arrays.train_images[rows], arrays.train_labels[rows]
     else:
         images, targets = arrays.test_images, arrays.test_labels
@@ -332,24 +332,31 @@ def _store_batch(
 
 
 def _read_folder(found: Found, verify: bool) -> Arrays:
-    arrays = _empty_arrays()
-    table = PYTHON_BATCHES if found.kind == "python" else BINARY_BATCHES
+    layout = found.layout
+    arrays = _empty_arrays(layout)
+    table = layout.python if found.kind == "python" else layout.binary
     decode = decode_python_batch if found.kind == "python" else decode_binary_batch
 
     def read_batch(index: int) -> None:
         path = found.files[index]
-        data = _read_file(path, _BATCH_BYTES_LIMIT)
+        data = _read_file(path, _most_bytes(layout))
         if verify:
             _check_md5(str(path), data, table[path.name])
-        _store_batch(arrays, index, str(path), *decode(data, str(path)))
+        _store_batch(arrays, layout, index, *decode(data, str(path), layout, index=index))
 
     # Reading, md5 and the copies release the GIL, so two threads halve the time.
     with ThreadPoolExecutor(max_workers=2) as pool:
         list(pool.map(read_batch, range(len(table))))
     for path in found.files[len(table) :]:  # batches.meta: checked, but nothing in it is needed
         if verify:
-            _check_md5(str(path), _read_file(path, 1_000_000), PYTHON_META[path.name])
+            _check_md5(str(path), _read_file(path, 1_000_000), layout.python_meta[path.name])
     return arrays
+
+
+def _most_bytes(layout: Layout) -> int:
+    """The bytes that no batch file of the set has."""
+    most = max(map(layout.examples_in, range(len(layout.python))))
+    return max(_BATCH_BYTES_LIMIT, _EXAMPLE_BYTES_LIMIT * most)
 
 
 # --- the python version: pickles ----------------------------------------------------------
@@ -367,19 +374,18 @@ class _PickledDtype:
 
 
 class _PickledArray:
-    """Stands in for `numpy.ndarray`: takes exactly the pixels of one batch, allocates nothing."""
+    """Stands in for `numpy.ndarray`: takes the pixels of a batch as they lie, allocates nothing."""
 
     def __init__(self, *claims: object) -> None:
         self.pixels: np.ndarray | None = None
 
     def __setstate__(self, state: Any) -> None:
         _version, shape, dtype, is_fortran, data = state
-        if shape != (BATCH_EXAMPLES, PIXELS) or not isinstance(dtype, _PickledDtype) or is_fortran:
-            raise DataError(
-                f"pixels of shape {shown(shape)}, expected ({BATCH_EXAMPLES}, {PIXELS})"
-            )
-        if not isinstance(data, bytes) or len(data) != BATCH_EXAMPLES * PIXELS:
-            raise DataError(f"pixel data that is not {BATCH_EXAMPLES * PIXELS} bytes")
+        examples = len(data) // PIXELS if isinstance(data, bytes) else -1
+        if shape != (examples, PIXELS) or not isinstance(dtype, _PickledDtype) or is_fortran:
+            raise DataError(f"pixels of shape {shown(shape)}, expected (N, {PIXELS})")
+        if len(data) != examples * PIXELS:
+            raise DataError(f"pixel data that is not {examples * PIXELS} bytes")
         self.pixels = np.frombuffer(data, np.uint8).reshape(shape)
 
 
@@ -416,13 +422,13 @@ _ADMITTED_OPCODES = frozenset(
         *("BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "MEMOIZE"),
     )
 )
-# The official files have 30,098 opcodes, 6 of which make a tuple.
-_OPCODES_LIMIT = 100_000
+# The official files have 3 to 4 opcodes an image, 6 of which make a tuple.
+_OPCODES_AN_EXAMPLE = 10
 _MEMO_LIMIT = 1_000_000
 _TUPLES_LIMIT = 8
 
 
-def _check_opcodes(data: bytes) -> None:
+def _check_opcodes(data: bytes, layout: Layout) -> None:
     """Refuses what makes an unpickler itself use much memory or time.
 
     One opcode, a byte long, makes a list of 56 bytes or can claim a memo of 4 billion slots;
@@ -430,12 +436,13 @@ def _check_opcodes(data: bytes) -> None:
     dictionary key take 2**n steps to hash.
     """
     tuples = 0
+    most = max(100_000, _OPCODES_AN_EXAMPLE * layout.train_examples // (len(layout.python) - 1))
     for count, (opcode, argument, _position) in enumerate(pickletools.genops(data), 1):
-        if count > _OPCODES_LIMIT:
-            raise DataError(f"the pickle holds more than {_OPCODES_LIMIT} opcodes")
+        if count > most:
+            raise DataError(f"the pickle holds more than {most} opcodes")
         name = opcode.name
         if name not in _ADMITTED_OPCODES:
-            raise DataError(f"the pickle holds {name}, which a CIFAR-10 batch never does")
+            raise DataError(f"the pickle holds {name}, which a {layout.title} batch never does")
         if name == "LONG_BINPUT" and int(argument or 0) > _MEMO_LIMIT:
             raise DataError(f"the pickle claims {argument} memo slots")
         tuples += name.startswith("TUPLE")
@@ -443,63 +450,99 @@ def _check_opcodes(data: bytes) -> None:
         raise DataError(f"the pickle holds {tuples} tuples, expected at most {_TUPLES_LIMIT}")
 
 
-def decode_python_batch(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
+def decode_python_batch(
+    data: bytes, name: str, layout: Layout = CIFAR10, *, index: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Decodes one file of the python version.
 
     Args:
       data: the file's bytes, a pickled dictionary.
       name: what to call it in messages.
+      layout: of the set.
+      index: which file it is, in the layout's order.
 
     Returns:
-      pixels: [10000, 3072] uint8, the planes red, green, blue of each image.
-      labels: [10000] int32.
+      pixels: [N, 3072] uint8, the planes red, green, blue of each image.
+      labels: [N] int32.
 
     Raises:
       DataError: if it is no such pickle, or holds anything else.
     """
     with reading(name):
         try:
-            _check_opcodes(data)
+            _check_opcodes(data, layout)
             batch = _BatchUnpickler(io.BytesIO(data), encoding="bytes").load()
         except DataError as error:
             raise DataError(f"{name} is refused: {error}") from None
     if not isinstance(batch, dict):
         raise DataError(f"{name} holds a pickled {type(batch).__name__}, expected a dictionary")
-    array, labels = batch.get(b"data"), batch.get(b"labels")
+    examples, classes, key = layout.examples_in(index), layout.num_classes, layout.labels_key
+    array, labels = batch.get(b"data"), batch.get(key)
     if not isinstance(array, _PickledArray) or array.pixels is None:
         raise DataError(f"{name} has no array under the key b'data'")
-    if not isinstance(labels, list) or len(labels) != BATCH_EXAMPLES:
-        raise DataError(f"{name} has no list of {BATCH_EXAMPLES} labels under the key b'labels'")
-    wrong = [label for label in labels if type(label) is not int or not 0 <= label < NUM_CLASSES]
+    if len(array.pixels) != examples:
+        raise DataError(f"{name} holds {len(array.pixels)} images, expected {examples}")
+    if not isinstance(labels, list) or len(labels) != examples:
+        raise DataError(f"{name} has no list of {examples} labels under the key {key!r}")
+    wrong = [label for label in labels if type(label) is not int or not 0 <= label < classes]
     if wrong:
         # No plain repr: that of a list which holds another twice, and so on, has no end.
-        raise DataError(f"{name} has the label {shown(wrong[0], length=40)}, expected 0 to 9")
+        label = shown(wrong[0], length=40)
+        raise DataError(f"{name} has the label {label}, expected 0 to {classes - 1}")
     return array.pixels, np.array(labels, np.int32)
 
 
 # --- the binary version -------------------------------------------------------------------
 
 
-def decode_binary_batch(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes one file of the binary version: 1 label byte, then 3072 pixel bytes, a record.
+def decode_binary_batch(
+    data: bytes, name: str, layout: Layout = CIFAR10, *, index: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes one file of the binary version: the label, then 3072 pixel bytes, a record.
+
+    A record of CIFAR-100 has a byte for the coarse label before.
 
     Args:
       data: the file's bytes.
       name: what to call it in messages.
+      layout: of the set.
+      index: which file it is, in the layout's order.
 
     Returns:
-      pixels: [10000, 3072] uint8, the planes red, green, blue of each image.
-      labels: [10000] int32.
+      pixels: [N, 3072] uint8, the planes red, green, blue of each image.
+      labels: [N] int32.
 
     Raises:
       DataError: if the size is wrong or a label is out of range.
     """
-    if len(data) != _BINARY_BATCH_BYTES:
-        raise DataError(f"{name} has {len(data)} bytes, expected {_BINARY_BATCH_BYTES}")
-    records = np.frombuffer(data, np.uint8).reshape(BATCH_EXAMPLES, 1 + PIXELS)
-    labels = records[:, 0].astype(np.int32)
-    _check_labels(name, labels)
-    return records[:, 1:], labels
+    examples, label_bytes = layout.examples_in(index), layout.label_bytes
+    expected = examples * (label_bytes + PIXELS)
+    if len(data) != expected:
+        raise DataError(f"{name} has {len(data)} bytes, expected {expected}")
+    records = np.frombuffer(data, np.uint8).reshape(examples, label_bytes + PIXELS)
+    labels = records[:, label_bytes - 1].astype(np.int32)
+    check_labels(name, labels, layout.num_classes)
+    return records[:, label_bytes:], labels
+
+
+def as_records(images: np.ndarray, labels: np.ndarray, layout: Layout) -> np.ndarray:
+    """Returns images and labels as the binary version has them, which `decode_binary_batch` reads.
+
+    Args:
+      images: [N, 32, 32, 3] uint8.
+      labels: [N] integers.
+      layout: of the set; a coarse label is that of the class.
+
+    Returns:
+      [N, 3073 or 3074] uint8.
+    """
+    records = np.empty((len(labels), layout.label_bytes + PIXELS), np.uint8)
+    if layout.coarse:
+        records[:, 0] = np.array(layout.coarse)[labels]
+    records[:, layout.label_bytes - 1] = labels
+    planes = images.transpose(0, 3, 1, 2).reshape(len(labels), -1)
+    records[:, layout.label_bytes :] = planes
+    return records
 
 
 # --- archives -----------------------------------------------------------------------------
@@ -555,9 +598,9 @@ def _read_archive(found: Found, verify: bool) -> Arrays:
             # Packed as little as can be it is hardly longer than unpacked.
             _check_size(path, file, _ARCHIVE_BYTES_LIMIT)
             stream = _BoundedReader(_Gunzip(file), _ARCHIVE_BYTES_LIMIT, path)
-            return _read_tar(stream, verify, path)
+            return _read_tar(stream, verify, found)
     except DataError as error:
-        if not verify:
+        if not verify or isinstance(error, OtherSetError):
             raise
         # Say at once whether the download is to blame; only the message costs this md5.
         with reading(path), open_file(path) as file:
@@ -565,40 +608,59 @@ def _read_archive(found: Found, verify: bool) -> Arrays:
             while block := file.read(1 << 20):
                 md5.update(block)
         raise DataError(
-            f"{error} (the archive's md5 is {md5.hexdigest()}, expected {PYTHON_ARCHIVE_MD5} for "
-            f"the python version or {BINARY_ARCHIVE_MD5} for the binary one)"
+            f"{error} (the archive's md5 is {md5.hexdigest()}, expected "
+            f"{found.layout.python_archive_md5} for the python version or "
+            f"{found.layout.binary_archive_md5} for the binary one)"
         ) from error
 
 
-def _read_tar(stream: Any, verify: bool, path: Path) -> Arrays:
-    arrays = _empty_arrays()
+def _read_tar(stream: Any, verify: bool, found: Found) -> Arrays:
+    path, layout = found.path, found.layout
+    arrays = _empty_arrays(layout)
     seen: dict[str, set[str]] = {"python": set(), "binary": set()}
-    decoders: dict[str, tuple[dict[str, str], Callable[..., Any]]] = {
-        "python": (PYTHON_BATCHES, decode_python_batch),
-        "binary": (BINARY_BATCHES, decode_binary_batch),
+    decoders: dict[str, tuple[Mapping[str, str], Callable[..., Any]]] = {
+        "python": (layout.python, decode_python_batch),
+        "binary": (layout.binary, decode_binary_batch),
     }
+    others: set[str] = set()
     # Members are only ever read into memory, never extracted.
-    for member, data in _tar_files(stream, path):
+    for member, data in _tar_files(stream, path, _most_bytes(layout)):
         name = Path(member).name
-        kind = "binary" if name in BINARY_BATCHES else "python"
+        kind = "binary" if name in layout.binary else "python"
         table, decode = decoders[kind]
-        if name not in (*table, *PYTHON_META):
+        if name not in (*table, *layout.python_meta):
+            others.add(name)
             continue
         label = f"{name} in {path}"
         if name in seen[kind]:
             raise DataError(f"{path} holds {name} twice")
         if verify:
-            _check_md5(label, data, {**table, **PYTHON_META}[name])
+            _check_md5(label, data, {**table, **layout.python_meta}[name])
         if name in table:
             seen[kind].add(name)
-            _store_batch(arrays, list(table).index(name), label, *decode(data, label))
+            index = list(table).index(name)
+            _store_batch(arrays, layout, index, *decode(data, label, layout, index=index))
     if seen["python"] and seen["binary"]:
         raise DataError(f"{path} mixes the python and the binary version")
     kind = "binary" if seen["binary"] else "python"
     missing = [name for name in decoders[kind][0] if name not in seen[kind]]
     if missing:
+        for other in LAYOUTS.values():
+            if others.issuperset(other.python) or others.issuperset(other.binary):
+                raise OtherSetError(mistaken(path, other, layout))
         raise DataError(f"{path} lacks {', '.join(missing)}")
     return arrays
+
+
+def mistaken(path: object, found: Layout, wanted: Layout) -> str:
+    """The message about a data set that is found where another was asked for.
+
+    Args:
+      path: where.
+      found: what is there.
+      wanted: what should be.
+    """
+    return f"{path} holds {found.title}, not {wanted.title}: give --data={found.name} to take it"
 
 
 # The official archives have 8 and 9 members; who packs one on a Mac may double them.
@@ -606,7 +668,9 @@ _MEMBERS_LIMIT = 100
 _EXTENDED_BYTES_LIMIT = 1 << 20
 
 
-def _tar_files(stream: Any, path: Path) -> Iterator[tuple[str, bytes]]:
+def _tar_files(
+    stream: Any, path: Path, limit: int = _BATCH_BYTES_LIMIT
+) -> Iterator[tuple[str, bytes]]:
     """Yields name and content of the files in a tar archive, strictly forward.
 
     Python's `tarfile` would read extended headers and maps of sparse files of any length, keep
@@ -617,6 +681,7 @@ def _tar_files(stream: Any, path: Path) -> Iterator[tuple[str, bytes]]:
     Args:
       stream: unpacked; its `read` returns what is asked for, less only at the end.
       path: of the archive, for messages.
+      limit: the bytes that no member has.
 
     Raises:
       DataError: if it is damaged, or holds anything but files and folders inside.
@@ -654,7 +719,7 @@ def _tar_files(stream: Any, path: Path) -> Iterator[tuple[str, bytes]]:
             continue
         if kind not in (b"0", b"\0"):
             raise DataError(f"{path} holds {shown(member)}, which is no ordinary file")
-        if not 0 <= size <= _BATCH_BYTES_LIMIT:
+        if not 0 <= size <= limit:
             raise DataError(f"{one_line(Path(member).name)} in {path} claims {size} bytes")
         yield member, _tar_content(stream, size)
     raise DataError(f"{path} holds more than {_MEMBERS_LIMIT} members")
@@ -696,12 +761,34 @@ def _pax_records(data: bytes) -> dict[bytes, bytes]:
 # --- npz ----------------------------------------------------------------------------------
 
 
+def _read_whole_npz(found: Found, verify: bool) -> Arrays:
+    layout = found.layout
+    arrays = read_npz(
+        found.path,
+        train_examples=layout.train_examples,
+        test_examples=layout.test_examples,
+        # Labels of the other set are read as well, to be told as such.
+        num_classes=max(other.num_classes for other in LAYOUTS.values()),
+    )
+    classes = int(arrays.train_labels.max()) + 1
+    if classes != layout.num_classes and classes == len(np.unique(arrays.train_labels)):
+        for other in LAYOUTS.values():
+            if other.num_classes == classes:
+                raise OtherSetError(mistaken(found.path, other, layout))
+    for labels in arrays[1::2]:
+        check_labels(found.path, labels, layout.num_classes)
+    if verify:
+        _check_arrays(found.path, arrays, layout)
+    return arrays
+
+
 def read_npz(
     path: Path,
     *,
-    train_examples: int = TRAIN_EXAMPLES,
-    test_examples: int = TEST_EXAMPLES,
-    sha256: str | None = None,
+    train_examples: int = CIFAR10.train_examples,
+    test_examples: int = CIFAR10.test_examples,
+    image_shape: tuple[int, int, int] = IMAGE_SHAPE,
+    num_classes: int = CIFAR10.num_classes,
 ) -> Arrays:
     """Reads an `.npz` with the keys x_train, y_train, x_test, y_test.
 
@@ -709,32 +796,34 @@ def read_npz(
       path: the file, compressed or not.
       train_examples: how many training images it must hold.
       test_examples: how many test images it must hold.
-      sha256: what `digest` must give, or None not to check.
+      image_shape: (H, W, C) that they must have.
+      num_classes: above every label.
 
     Returns:
       The arrays. Labels may be any integers in the file and of shape [N] or [N, 1] (as Keras
       gives them); they come back as [N] int32.
 
     Raises:
-      DataError: if a key is missing, or a shape, dtype, label or checksum is wrong.
+      DataError: if a key is missing, or a shape, dtype or label is wrong.
     """
     with reading(path), open_npz(path) as archive:
         names = archive.namelist()
         missing = [key for key in _NPZ_KEYS if f"{key}.npy" not in names]
         if missing:
             raise DataError(f"{path} lacks the arrays {', '.join(missing)}")
-        arrays = Arrays(
-            _read_npy(archive, path, "x_train", train_examples),
-            _read_npy(archive, path, "y_train", train_examples),
-            _read_npy(archive, path, "x_test", test_examples),
-            _read_npy(archive, path, "y_test", test_examples),
-        )
-    if sha256 is not None:
-        _check_digest(path, arrays, sha256)
-    return arrays
+        parts = []
+        for split, examples in (("train", train_examples), ("test", test_examples)):
+            shape = (examples, *image_shape)
+            parts.append(_read_npy(archive, path, f"x_{split}", shape))
+            labels = _read_npy(archive, path, f"y_{split}", (examples,))
+            check_labels(f"y_{split} in {path}", labels, num_classes)
+            parts.append(labels.astype(np.int32))
+    return Arrays(*parts)
 
 
-def _read_npy(archive: zipfile.ZipFile, path: Path, key: str, examples: int) -> np.ndarray:
+def _read_npy(
+    archive: zipfile.ZipFile, path: Path, key: str, wanted: tuple[int, ...]
+) -> np.ndarray:
     is_images = key.startswith("x_")
     name, member = f"{key} in {path}", f"{key}.npy"
     with reading(name), archive.open(member) as file:
@@ -743,20 +832,16 @@ def _read_npy(archive: zipfile.ZipFile, path: Path, key: str, examples: int) -> 
         header = read_array_header(file)
         dtype, shape, is_fortran = header
         if is_images:
-            good = shape == (examples, *IMAGE_SHAPE) and dtype == np.uint8
-            expected = f"uint8 of shape {(examples, *IMAGE_SHAPE)}"
+            good = shape == wanted and dtype == np.uint8
+            expected = f"uint8 of shape {wanted}"
         else:
-            good = shape in ((examples,), (examples, 1)) and dtype.kind in "iu"
-            expected = f"integers of shape ({examples},) or ({examples}, 1)"
+            good = shape in (wanted, (*wanted, 1)) and dtype.kind in "iu"
+            expected = f"integers of shape {wanted} or {(*wanted, 1)}"
         if not good or is_fortran:
             order = " in Fortran order" if is_fortran else ""
             raise DataError(f"{name} is {dtype} of shape {shape}{order}, expected {expected}")
         array = read_array(file, header, size=archive.getinfo(member).file_size)
-    if is_images:
-        return array
-    labels = array.reshape(-1)
-    _check_labels(name, labels)
-    return labels.astype(np.int32)
+    return array if is_images else array.reshape(-1)
 
 
 def write_npz(path: Path, arrays: Arrays) -> None:
@@ -783,26 +868,40 @@ def _read_tfds(found: Found, verify: bool) -> Arrays:
     `train_00042`. The files are read directly: the layout is three features, and TFDS would
     first import whatever class the directory's own `features.json` names.
     """
-    arrays = _empty_arrays()
+    layout = found.layout
+    arrays = _empty_arrays(layout)
     for split, images, labels in (
         ("train", arrays.train_images, arrays.train_labels),
         ("test", arrays.test_images, arrays.test_labels),
     ):
-        shards = [path for path in found.files if path.name.startswith(f"cifar10-{split}.")]
+        prefix = f"{layout.name}-{split}."
+        shards = [path for path in found.files if path.name.startswith(prefix)]
         _read_tfds_split(shards, split, images, labels)
+        check_labels(found.path, labels, layout.num_classes)
     if verify:
-        _check_digest(found.path, arrays, ARRAYS_SHA256)
+        _check_arrays(found.path, arrays, layout)
     return arrays
 
 
-def _records(path: Path, limit: int = _ARCHIVE_BYTES_LIMIT) -> Iterator[bytes]:
-    """Yields the records of a tfrecord file: length (8 bytes), crc (4), the bytes, crc (4)."""
+def read_records(
+    path: Path, limit: int = _ARCHIVE_BYTES_LIMIT, *, record_limit: int = _RECORD_BYTES_LIMIT
+) -> Iterator[bytes]:
+    """Yields the records of a tfrecord file: length (8 bytes), crc (4), the bytes, crc (4).
+
+    Args:
+      path: the file.
+      limit: the most bytes that it may have.
+      record_limit: the most bytes that a record may have.
+
+    Raises:
+      DataError: if it is damaged, cut short or too large.
+    """
     data = _read_file(path, limit)
     position = 0
     while position < len(data):
         length = int.from_bytes(data[position : position + 8], "little")
         end = position + 12 + length
-        if length > _RECORD_BYTES_LIMIT or end + 4 > len(data):
+        if length > record_limit or end + 4 > len(data):
             raise DataError(
                 f"{path} is damaged or cut short: at byte {position} a record claims {length} bytes"
             )
@@ -825,7 +924,7 @@ def _read_tfds_split(
     left = _ARCHIVE_BYTES_LIMIT  # of all shards together
     for path in shards:
         # One too many is enough to know; records may be empty, and so as many as one likes.
-        found = list(itertools.islice(_records(path, left), len(images) + 1 - len(records)))
+        found = list(itertools.islice(read_records(path, left), len(images) + 1 - len(records)))
         records += found
         left -= sum(map(len, found))
     if len(records) != len(images):
@@ -851,8 +950,7 @@ def _read_tfds_split(
             images[order[start : start + len(batch)]] = batch
             start += len(batch)
         found_labels = examples["label"].numpy()
-    _check_labels(folder, found_labels)
-    labels[order] = found_labels
+    labels[order] = np.clip(found_labels, -1, np.iinfo(np.int32).max)
 
 
 def _places(folder: Path, split: str, identifiers: np.ndarray) -> np.ndarray:

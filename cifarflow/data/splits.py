@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -170,6 +171,27 @@ def check_images_and_labels(
         raise DataError(f"labels must be from 0{most}, not {wrong}")
 
 
+def check_split_options(fraction: object, how: object, seed: object) -> dict[str, Any]:
+    """Checks how a validation split is to be taken, before the data is looked for.
+
+    Args:
+      fraction: see `split_validation`, as the others.
+      how: "last" or "stratified".
+      seed: for "stratified".
+
+    Returns:
+      The three, for `split_validation`.
+
+    Raises:
+      ConfigError: if one is out of range.
+    """
+    return {
+        "fraction": check_float("validation_fraction", fraction, maximum=1.0, below_maximum=True),
+        "how": check_choice("validation_split", how, SPLIT_METHODS),
+        "seed": check_int("seed", seed, minimum=0),
+    }
+
+
 def split_validation(
     images: np.ndarray,
     labels: np.ndarray,
@@ -196,9 +218,7 @@ def split_validation(
       ConfigError: if an option is out of range, or the fraction leaves one side without images.
       DataError: if the arrays are not images and labels.
     """
-    fraction = check_float("validation_fraction", fraction, maximum=1.0, below_maximum=True)
-    check_choice("validation_split", how, SPLIT_METHODS)
-    seed = check_int("seed", seed, minimum=0)
+    fraction, how, seed = check_split_options(fraction, how, seed).values()
     check_images_and_labels(images, labels)
     if how == "last" or fraction == 0.0:
         # Keras rounds like this: 1 - fraction first, then down.

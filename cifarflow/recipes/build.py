@@ -181,9 +181,11 @@ def resolve(recipe: Recipe, dataset: Dataset) -> Recipe:
         # On a CPU oneDNN's convolutions are faster than XLA's.  On a GPU XLA saves launches of
         # kernels: with it the steps of fast94 keep an H200 busy all but 3 % of the time.
         jit_compile = "true" if has_gpu() else "false"
+    # The name alone would not say that it is a folder's.
+    is_folder = recipe.data.partition(":")[0] == "folder"
     return dataclasses.replace(
         recipe,
-        data=dataset.name,
+        data=f"folder:{dataset.name}" if is_folder else dataset.name,
         precision=resolve_precision(recipe.precision),
         jit_compile=jit_compile,
     )
@@ -270,6 +272,7 @@ def load_recipe_data(recipe: Recipe, *, data_dir: str | pathlib.Path | None = No
     dataset = load_data(
         recipe.data,
         data_dir,
+        image_size=recipe.image_size,
         validation_fraction=recipe.validation_fraction,
         validation_split=recipe.validation_split,
     )

@@ -18,6 +18,7 @@ import numpy as np
 
 from cifarflow.data.augment import parse_augment
 from cifarflow.data.dataset import DATA_CHOICES
+from cifarflow.data.pictures import check_image_size
 from cifarflow.data.splits import SPLIT_METHODS
 from cifarflow.errors import ConfigError, check_choice, check_float, check_int, check_seed
 from cifarflow.models.cnn import cnn, final
@@ -66,7 +67,14 @@ class Recipe:
     model_options: Mapping[str, Any] | None = _field(
         None, "arguments of the model's builder, over the recipe's: key=value,... or JSON"
     )
-    data: str = _field("auto", "auto: CIFAR-10, or the stand-in set if there is none", DATA_CHOICES)
+    data: str = _field(
+        "auto",
+        f"{', '.join(DATA_CHOICES)}, folder (of pictures, in data_dir) or tfds:NAME; "
+        "auto: CIFAR-10, or the stand-in set if there is none",
+    )
+    image_size: int = _field(
+        32, "for data=folder and tfds:NAME: the side of the images, others are cropped and resized"
+    )
     validation_fraction: float = _field(
         0.2, "share of the training set held out, 0 up to but not 1"
     )
@@ -157,10 +165,10 @@ class Recipe:
     def __post_init__(self) -> None:
         """Checks every field; what depends on the data is checked when the run starts."""
         for field in dataclasses.fields(self):
-            # A data set of one's own has a name of its own.
-            if field.metadata.get("choices") and field.name != "data":
+            if field.metadata.get("choices"):
                 check_choice(field.name, getattr(self, field.name), field.metadata["choices"])
         options = self.model_options or {}
+        # A data set of one's own has a name of its own.
         for name in ("name", "data"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
@@ -190,6 +198,7 @@ class Recipe:
         object.__setattr__(self, "model_options", _frozen(options))
         for name in ("validation_fraction", "momentum", "muon_momentum", "label_smoothing"):
             keep(check_float, name, maximum=1.0, below_maximum=True)
+        object.__setattr__(self, "image_size", check_image_size(self.image_size))
         keep(check_int, "limit_examples", minimum=0)
         keep(check_int, "batch_size")
         keep(check_int, "eval_batch_size")

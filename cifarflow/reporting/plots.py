@@ -44,6 +44,10 @@ BLUE, VERMILION, GREEN, INK, MUTED, PALE = (
     "#d9d9d9",
 )
 DOTS_PER_INCH = 150
+# With more, cells of a matrix with numbers in them, and columns of images, fill no screen.
+_MOST_READABLE_CLASSES = 20
+# Ticks of the scale of a matrix without numbers.
+_SHARES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 _STYLE = {
     "figure.dpi": DOTS_PER_INCH,
@@ -132,7 +136,8 @@ def plot_random_from_each_class(
 ) -> Figure:
     """Shows a few random images of each class, a column a class.
 
-    A class that has fewer images shows those it has.
+    A class that has fewer images shows those it has.  Of more than 20 classes 20 are shown, chosen
+    by `seed` as the images are.
 
     Args:
       images: [N, H, W, C] uint8, C 1 or 3.
@@ -156,7 +161,10 @@ def plot_random_from_each_class(
     examples_per_class = check_int("examples_per_class", examples_per_class)
     images, labels = _check_examples(images, labels, class_names)
     random = np.random.default_rng(seed)
-    num_classes = len(class_names)
+    shown = np.arange(len(class_names))
+    if len(shown) > _MOST_READABLE_CLASSES:
+        shown = np.sort(random.permutation(shown)[:_MOST_READABLE_CLASSES])
+    num_classes = len(shown)
     with figure_style():
         figure = Figure(
             figsize=(
@@ -166,10 +174,13 @@ def plot_random_from_each_class(
             layout="constrained",
         )
         axes = figure.subplots(examples_per_class, num_classes, squeeze=False)
-        for label, column in enumerate(axes.T):
+        for label, column in zip(shown, axes.T, strict=True):
             members = np.flatnonzero(labels == label)
             chosen = random.permutation(members)[:examples_per_class]
-            column[0].set_title(class_names[label], fontsize=10, loc="center")
+            name = _shortened(class_names[label], 14)
+            # As wide as an image are some ten letters of the usual size.
+            size = 10 if len(name) <= 10 else 8
+            column[0].set_title(name, fontsize=size, loc="center")
             for place, ax in enumerate(column):
                 if place < len(chosen):
                     _draw_image(ax, images[chosen[place]])
@@ -271,8 +282,9 @@ def plot_confusion_matrix(
 ) -> Figure:
     """Shows how often each class was taken for each, with the accuracy of each class.
 
-    A cell says the count and its share of the row, that is of the true class.  Cells are
-    readable up to some twenty classes.
+    A cell says the count and its share of the row, that is of the true class.  With more than 20
+    classes cells are colours alone, beside a scale of them, and with more than 120 only some of the
+    classes are named.
 
     Args:
       matrix: [C, C] counts; rows true, columns predicted.
@@ -710,7 +722,10 @@ def _draw_confusion_matrix(ax: Axes, counts: NDArray[np.int64], class_names: Seq
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     # Mistakes are a few percent of a row; the root makes their differences visible.
-    ax.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
+    cells = ax.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
+    if len(counts) > _MOST_READABLE_CLASSES:
+        _finish_large_matrix(ax, counts, class_names, cells)
+        return
     for (row, column), count in np.ndenumerate(counts):
         share = shares[row, column]
         # At 0.47 white and ink stand out equally from the cell's blue (about 4 to 1).
@@ -727,6 +742,34 @@ def _draw_confusion_matrix(ax: Axes, counts: NDArray[np.int64], class_names: Seq
     ax.set_xticks(range(len(counts)), class_names, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(counts)), class_names)
     ax.tick_params(length=0, labelsize=10)
+    _finish_matrix(ax, counts)
+
+
+def _finish_large_matrix(
+    ax: Axes, counts: NDArray[np.int64], class_names: Sequence[str], cells: Any
+) -> None:
+    """Names and accuracies as small as rows are, and a scale of the colours in place of numbers."""
+    # So many rows apart that names of 6 points, 0.1 inches with what is between, do not meet.
+    apart = math.ceil(0.1 * len(counts) / _matrix_side(counts))
+    places = range(0, len(counts), apart)
+    names = [_shortened(class_names[place], 20) for place in places]
+    ax.set_xticks(places, names, rotation=90)
+    ax.set_yticks(places, names)
+    ax.tick_params(length=0, labelsize=6)
+    last = len(counts)
+    for row, share in enumerate(per_class_accuracy(counts)):
+        if row % apart == 0:
+            text = "-" if math.isnan(share) else f"{share:.0%}"
+            ax.text(last, row, text, va="center", fontsize=6)
+    bar = ax.figure.colorbar(cells, ax=ax, shrink=0.5, pad=0.04, ticks=_SHARES)
+    bar.ax.set_yticklabels([f"{share:.0%}" for share in _SHARES])
+    bar.set_label("share of the true class; right of each row its accuracy", fontsize=9)
+    bar.outline.set_visible(False)
+    _finish_matrix(ax, counts)
+
+
+def _finish_matrix(ax: Axes, counts: NDArray[np.int64]) -> None:
+    """What every confusion matrix has: what its axes are, and how many are right."""
     ax.set_xlabel("predicted class")
     ax.set_ylabel("true class")
     ax.grid(False)
@@ -738,7 +781,13 @@ def _draw_confusion_matrix(ax: Axes, counts: NDArray[np.int64], class_names: Seq
 
 def _matrix_side(counts: NDArray[np.int64]) -> float:
     """Inches that make room for the text in the cells, and for the heading above few cells."""
+    if len(counts) > _MOST_READABLE_CLASSES:
+        return min(12.0, max(7.0, 0.115 * len(counts)))
     return max(4.4, 0.62 * len(counts))
+
+
+def _shortened(name: str, length: int) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
 def _draw_predictions(
@@ -760,13 +809,14 @@ def _draw_predictions(
         ax.spines[:].set(visible=True, color=colour, lw=2.5, ls="-" if right else (0, (3, 1.5)))
         confidence = f"{probabilities[index, predicted]:.0%}"
         ax.set_title(
-            f"{'✓' if right else '✗'} {class_names[predicted]} {confidence}",
+            f"{'✓' if right else '✗'} {_shortened(class_names[predicted], 12)} {confidence}",
             fontsize=9.5,
             loc="center",
             color=colour,
         )
         if not right:
-            ax.set_xlabel(f"is: {class_names[labels[index]]}", fontsize=9.5, labelpad=3)
+            true = _shortened(class_names[labels[index]], 16)
+            ax.set_xlabel(f"is: {true}", fontsize=9.5, labelpad=3)
     for ax in axes.flat[len(chosen) :]:
         ax.set_axis_off()
 
