@@ -93,7 +93,7 @@ from test_recipes import BAD  # noqa: E402
 NUMBERS = "limit_examples batch_size eval_batch_size epochs learning_rate momentum decay l2 seed"
 NUMBERS += " validation_fraction warmup_epochs drop_factor weight_decay clip_norm label_smoothing"
 NUMBERS += " learning_rate_examples muon_momentum start_fraction peak_fraction end_fraction"
-NUMBERS += " tta_share"
+NUMBERS += " tta_share image_size"
 NUMBERS = NUMBERS.split()
 # What is wrong as a Python value and right as a flag's text, or wrong only for a model or its data.
 FINE = {

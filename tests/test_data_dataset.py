@@ -233,7 +233,9 @@ def test_auto_does_not_hide_what_is_wrong(no_network, tmp_path, monkeypatch, cap
 
 
 def test_load_data_rejects_an_unknown_choice():
-    with pytest.raises(ConfigError, match="one of auto, cifar10, cifar100, .* folder, tfds:NAME, not 'mnist'"):
+    with pytest.raises(
+        ConfigError, match=r"one of auto, cifar10, cifar100, .* folder, tfds:NAME, not 'mnist'"
+    ):
         load_data("mnist")
 
 

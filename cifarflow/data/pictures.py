@@ -79,7 +79,8 @@ def decode_picture(data: bytes, name: object, *, size: int) -> np.ndarray:
             side = min(rgb.size)
             left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
             square = (left, top, left + side, top + side)
-            rgb = rgb.resize((size, size), Image.Resampling.BICUBIC, box=square)
+            # Not as the box of `resize`, which looks at pixels beside it too.
+            rgb = rgb.crop(square).resize((size, size), Image.Resampling.BICUBIC)
         return np.asarray(rgb)
 
 
