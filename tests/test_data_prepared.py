@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 from unittest import mock
 
 import numpy as np
@@ -309,17 +308,6 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         download.prepare("own_grey", tmp_path / "file")
 
 
-def test_the_child_asks_tfds(tmp_path):
-    """The program itself, of a set that TFDS knows; nothing is fetched."""
-    import subprocess
-
-    done = subprocess.run(
-        [sys.executable, "-c", download._PREPARING_CHILD, "say", "mnist", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    urls = json.loads(done.stdout.splitlines()[-1])
-    assert len(urls) == 4
-    assert all(url.startswith("http") and size > 1000 for url, size in urls)
+def test_a_set_that_tfds_does_not_know(tmp_path):
+    with pytest.raises(download.DownloadError, match=r"DatasetNotFoundError: .*no_such_set"):
+        download.prepare("no_such_set", tmp_path / "tfds")

@@ -50,7 +50,11 @@ import json
 import sys
 import tensorflow_datasets as tfds
 act, name, folder = sys.argv[1:]
-builder = tfds.builder(name, data_dir=folder)
+try:
+    builder = tfds.builder(name, data_dir=folder)
+except Exception as error:
+    lines = str(error).strip().splitlines() or [""]
+    sys.exit(f"{type(error).__name__}: {lines[0]}")
 if act == "say":
     infos = builder.url_infos or {}
     print(json.dumps([[url, int(info.size or 0)] for url, info in infos.items()]))
