@@ -39,6 +39,7 @@ from fuzz_bytes import (
     zip_of,
     zipped,
 )
+from PIL import Image
 
 from cifarflow.training.checkpoints import Checkpoints
 
@@ -484,6 +485,63 @@ def _build_capsule(rng: random.Random, changes: int) -> bytes:
     return text
 
 
+# --- pictures and prepared sets -------------------------------------------------------------
+
+
+@functools.cache
+def picture(kind: str) -> bytes:
+    """A valid picture of 40 x 30 pixels."""
+    buffer = io.BytesIO()
+    shades = np.arange(3600, dtype=np.uint16).reshape(30, 40, 3).astype(np.uint8)
+    Image.fromarray(shades).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def _build_picture(rng: random.Random, changes: int) -> bytes:
+    if rng.random() < 0.4:
+        return _png(rng, changes)
+    data = bytearray(picture(rng.choice(("PNG", "JPEG", "GIF", "BMP", "WEBP"))))
+    for _ in range(changes):
+        # Most of what a decoder believes stands at the beginning.
+        place = rng.randrange(rng.choice((40, len(data))))
+        width = rng.choice((1, 2, 4))
+        data[place : place + width] = number_bytes(rng, width)
+    return bytes(data)
+
+
+PREPARED: tuple[tuple[str, dict[str, Any]], ...] = (
+    (
+        "dataset_info.json",
+        {
+            "name": "cifar10",
+            "fileFormat": "tfrecord",
+            "splits": [
+                {"name": "train", "shardLengths": [str(TRAIN_EXAMPLES)]},
+                {"name": "test", "shardLengths": [str(TEST_EXAMPLES)]},
+            ],
+        },
+    ),
+    (
+        "features.json",
+        {
+            "featuresDict": {
+                "features": {
+                    "image": {"image": {"shape": {"dimensions": ["32", "32", "3"]}}},
+                    "label": {"classLabel": {"numClasses": "10"}},
+                }
+            }
+        },
+    ),
+)
+
+
+def _build_prepared(rng: random.Random, changes: int) -> bytes:
+    """One of the two files, after its number."""
+    which = rng.randrange(2)
+    text = _change_json(rng, PREPARED[which][1], changes)
+    return bytes([which]) + text.encode("utf-8", "surrogateescape")
+
+
 BUILDERS: dict[str, Callable[[random.Random, int], bytes]] = {
     "pickle": _build_pickle,
     "binary": _build_binary,
@@ -501,4 +559,6 @@ BUILDERS: dict[str, Callable[[random.Random, int], bytes]] = {
     "recipe": _build_json(RECIPE),
     "capsule": _build_capsule,
     "tfds": _build_tfds,
+    "picture": _build_picture,
+    "prepared": _build_prepared,
 }

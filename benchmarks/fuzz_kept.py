@@ -11,6 +11,7 @@ import json
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 
 from fuzz_bytes import npy, tar_header, tar_member, zip_of
@@ -183,6 +184,30 @@ _CAPSULES: Makers = (
     lambda: _capsule_of("\x1b[31m"),
 )
 
+
+def _png_of(width: int, height: int, *, text: int = 0) -> bytes:
+    """A grey picture of one bit a pixel, all black, and a comment that unpacks to so many bytes."""
+    rows = zlib.compress(bytes(height * (1 + -(-width // 8))) if width < 10**5 else b"", 9)
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")]
+    if text:
+        chunks.insert(1, (b"zTXt", b"x\0\0" + zlib.compress(bytes(text), 9)))
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, content in chunks:
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        data += struct.pack(">I", len(content)) + kind + content + check
+    return data
+
+
+_PICTURES: Makers = (
+    lambda: _png_of(6_000, 6_000),
+    lambda: _png_of(6_001, 6_001),
+    lambda: _png_of(2**31 - 1, 2**31 - 1),
+    lambda: _png_of(32, 32, text=50_000_000),
+    lambda: b"GIF89a\xff\xff\xff\xff\x80\0\0" + bytes(100),
+    lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99999 99999\n",
+)
+
 KEPT: dict[str, Makers] = {
     "pickle": _PICKLES,
     "archive": _ARCHIVES,
@@ -196,4 +221,5 @@ KEPT: dict[str, Makers] = {
     "checkpoint": _CHECKPOINTS,
     "recipe": _JSON,
     "capsule": _CAPSULES,
+    "picture": _PICTURES,
 }

@@ -5,7 +5,7 @@
 
 Each reader is a child process, one at a time.  The memory that it takes at most is measured, and
 more than 1 GiB for an input breaks a rule; most readers have no room for more either.  Those of
-recipes, capsules, summaries and TFDS shards need TensorFlow, whose threads take address space
+recipes, capsules, summaries and TFDS sets need TensorFlow, whose threads take address space
 without using it: for them there is no such limit, and what is asked for and never touched goes
 unseen.
 
@@ -40,7 +40,7 @@ SCRIPT = pathlib.Path(__file__).with_name("fuzz_ways.py")
 WEIGHTS = {
     **{"pickle": 16, "binary": 2, "folder": 4, "archive": 16, "npz": 14, "tfrecord": 4},
     **{"verified": 4, "workdir": 5, "summary": 5, "history": 8, "outputs": 6, "checkpoint": 11},
-    **{"recipe": 4, "capsule": 1, "tfds": 1, "mistakes": 6},
+    **{"recipe": 4, "capsule": 1, "tfds": 1, "mistakes": 6, "picture": 8, "prepared": 1},
 }
 # Asked of a child at a time, so that there is something to see.
 _INPUTS_AT_ONCE = 5000

@@ -32,7 +32,7 @@ from fuzz_bytes import mutate
 from fuzz_kept import KEPT
 from worker import forget_peak, peak_rss_bytes, rss_bytes, serve
 
-from cifarflow.data import cache, formats
+from cifarflow.data import cache, formats, pictures
 from cifarflow.data.layouts import CIFAR10
 from cifarflow.errors import CifarflowError
 from cifarflow.training.checkpoints import Checkpoints
@@ -132,6 +132,19 @@ def _read_tfds(folder: pathlib.Path, data: bytes) -> object:
     found = formats.locate(folder, SMALL)
     assert found is not None
     return formats.read(found, verify=False)
+
+
+def _read_prepared(folder: pathlib.Path, data: bytes) -> object:
+    from cifarflow.data.prepared import load_prepared
+
+    for which, (name, value) in enumerate(fuzz_inputs.PREPARED):
+        content = data[1:] if which == (data[:1] or b"\0")[0] % 2 else json.dumps(value).encode()
+        (folder / name).write_bytes(content)
+    for split in ("train", "test"):
+        count = fuzz_inputs.TRAIN_EXAMPLES if split == "train" else fuzz_inputs.TEST_EXAMPLES
+        shard = folder / f"cifar10-{split}.tfrecord-00000-of-00001"
+        shard.write_bytes(fuzz_inputs.tfds_shard(split, count))
+    return load_prepared("cifar10", folder, cache_dir=folder / "cache")
 
 
 def _read_verified(folder: pathlib.Path, data: bytes) -> object:
@@ -249,10 +262,12 @@ READERS: dict[str, Callable[[pathlib.Path, bytes], object]] = {
     "recipe": _read_recipe,
     "capsule": _read_capsule,
     "tfds": _read_tfds,
+    "picture": lambda _, data: pictures.decode_picture(data, "picture", size=32),
+    "prepared": _read_prepared,
 }
 # These need TensorFlow, whose threads take address space without using it: they have no limit, and
 # only the memory that they touch is seen.
-SLOW_READERS = ("recipe", "capsule", "summary", "tfds")
+SLOW_READERS = ("recipe", "capsule", "summary", "tfds", "prepared")
 
 
 # --- trying inputs ----------------------------------------------------------------------------

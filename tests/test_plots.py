@@ -426,6 +426,70 @@ def test_no_text_of_model_eval_is_cut_off(history, examples, probabilities, tmp_
         assert box.y1 <= inside.y1
 
 
+# --- many classes
+
+
+def hundred():
+    """A matrix of 100 classes with names as long as those of CIFAR-100."""
+    names = [f"large_man-made_thing_{number}" for number in range(100)]
+    matrix = np.random.default_rng(0).integers(0, 9, (100, 100)) + 50 * np.eye(100, dtype=int)
+    return matrix, names
+
+
+def test_a_matrix_of_many_classes_has_no_numbers_in_its_cells(tmp_path):
+    matrix, names = hundred()
+    figure = plot_confusion_matrix(matrix, class_names=names, path=tmp_path / "matrix.png")
+    ax, bar = figure.axes
+    # The accuracy of each class, and nothing in any cell.
+    inside = [text for text in ax.texts if text.get_position()[0] < 99.5]
+    assert not inside
+    assert len(ax.texts) == 100
+    assert ax.texts[3].get_text() == f"{matrix[3, 3] / matrix[3].sum():.0%}"
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert len(labels) == 100
+    assert labels[7] == "large_man-made_thin…"
+    assert bar.get_ylabel().startswith("share of the true class")
+    assert max(figure.get_size_inches()) < 16
+    # Names do not meet.
+    boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
+    for upper, lower in itertools.pairwise(boxes):
+        assert lower.y1 <= upper.y0 + 1
+    assert "accuracy" not in {text.get_text() for text in ax.texts}
+    assert ax.get_title(loc="left").startswith("Confusion matrix: ")
+
+
+def test_of_very_many_classes_some_are_named():
+    matrix = np.eye(400, dtype=int)
+    figure = plot_confusion_matrix(matrix, class_names=[str(i) for i in range(400)])
+    assert max(figure.get_size_inches()) < 16
+    assert len(figure.axes[0].get_yticklabels()) == 100
+    assert len(figure.axes[0].texts) == 100
+
+
+def test_of_many_classes_twenty_are_shown():
+    _, names = hundred()
+    images = np.zeros((200, 4, 4, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(200) % 100
+    labels = np.arange(200) % 100
+    options = {"class_names": names, "examples_per_class": 2}
+    figure = plot_random_from_each_class(images, labels, **options, seed=1)
+    assert len(figure.axes) == 40
+    columns = images_shown(figure)[:20]
+    assert columns == sorted(set(columns))
+    titles = [ax.get_title() for ax in figure.axes[:20]]
+    assert all(len(title) <= 14 for title in titles)
+    other = plot_random_from_each_class(images, labels, **options, seed=2)
+    assert images_shown(other)[:20] != columns
+
+
+def test_model_eval_of_many_classes_fits(history, tmp_path):
+    matrix, names = hundred()
+    images, labels = np.zeros((100, 4, 4, 3), np.uint8), np.arange(100)
+    chances = np.full((100, 100), 0.01)
+    figure = plot_model_eval(history, matrix, images, labels, chances, class_names=names)
+    assert max(figure.get_size_inches()) < 23
+
+
 # --- plot_comparison
 
 
