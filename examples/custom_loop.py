@@ -16,7 +16,7 @@ from cifarflow.training.contract import CHECKED
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("data", "auto", cf.DATA_CHOICES, "which data")
-flags.DEFINE_string("data_dir", None, "where CIFAR-10 is, a file or folder")
+flags.DEFINE_string("data_dir", None, "where the data is, a file or folder")
 cli.define_check_flag()
 flags.DEFINE_integer("steps", 500, "how many steps of batch 32")
 
@@ -25,7 +25,7 @@ def main() -> None:
     steps = check_int("--steps", FLAGS.steps)
     data = cf.load_data(FLAGS.data, FLAGS.data_dir)
     batches = cf.ArrayBatches(data.train.images, data.train.labels, batch_size=32, seed=0)
-    model = cf.cnn(seed=0)
+    model = cf.cnn(num_classes=data.num_classes, seed=0)
     optimizer = cf.SGD(0.01, momentum=0.9, nesterov=True, decay=1e-6)
     # A batch of another shape would have the step compiled anew: then this says which.
     train_step = cf.RetraceGuard(cf.make_train_step(model, optimizer))

@@ -1,6 +1,7 @@
 """Files that anybody may have written: what is read, and that all else is refused in one line."""
 
 import ast
+import dataclasses
 import gzip
 import io
 import json
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from cifarflow.data import cache, formats
+from cifarflow.data.layouts import CIFAR10
 from cifarflow.errors import CheckpointError, ConfigError, DataError, WorkdirError
 from cifarflow.training.history import History
 from cifarflow.training.workdir import Workdir
@@ -406,14 +408,14 @@ def test_a_packed_file_is_one_member_of_any_header(tmp_path):
         formats._Gunzip(file).read(20_000)
 
 
-def test_a_label_without_an_end_is_refused(monkeypatch):
-    monkeypatch.setattr(formats, "BATCH_EXAMPLES", 1)
+def test_a_label_without_an_end_is_refused():
+    one = dataclasses.replace(CIFAR10, train_examples=5)
     label = []
     for _ in range(60):
         label = [label, label]
     batch = {b"data": np.zeros((1, 3072), np.uint8), b"labels": [label]}
     with pytest.raises(DataError, match=r"batch has the label \[\[\[") as caught:
-        formats.decode_python_batch(pickle.dumps(batch, 4), "batch")
+        formats.decode_python_batch(pickle.dumps(batch, 4), "batch", one)
     assert len(str(caught.value)) < 200
 
 

@@ -263,7 +263,7 @@ def load_recipe_data(recipe: Recipe, *, data_dir: str | pathlib.Path | None = No
 
     Args:
       recipe: the recipe.
-      data_dir: where CIFAR-10 is, see `load_cifar10`.
+      data_dir: where the data is, see `load_data`.
 
     Raises:
       ConfigError: if limit_examples is more than there are.

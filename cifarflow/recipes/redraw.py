@@ -53,7 +53,7 @@ def batch_at(
     Args:
       recipe: a name in `RECIPES`, or a recipe; that of a run by `load_recipe`.
       step: which, 0 for the first.
-      data_dir: where CIFAR-10 is, see `load_cifar10`.
+      data_dir: where the data is, see `load_data`.
       dataset: the data, in place of loading the recipe's; a run on data of your own needs it.
 
     Returns:

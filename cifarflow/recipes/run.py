@@ -89,7 +89,7 @@ def train_recipe(
       recipe: a name in `RECIPES`, or a recipe.
       workdir: the run's folder; None writes nothing.
       resume: go on with the run that is in workdir; starts afresh where there is none.
-      data_dir: where CIFAR-10 is, see `load_cifar10`.
+      data_dir: where the data is, see `load_data`.
       dataset: data that is loaded already, or data of your own; in place of loading the recipe's.
       hooks: what else to run during training, and when.
       progress: makes a context manager that shows progress, called with total_steps and the
