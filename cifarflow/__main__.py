@@ -1,85 +1,97 @@
-"""Commands: python -m cifarflow COMMAND ...
+"""The command line: cifarflow COMMAND ..., or python -m cifarflow COMMAND ...
 
-    python -m cifarflow replay FOLDER
-    python -m cifarflow report WORKDIR [WORKDIR ...] [--out=FILE]
+    cifarflow                       # what there is
+    cifarflow train --help          # a command's flags
+    cifarflow train --recipe=lab_cnn
 
-replay runs a failed step again, from the capsule that its run left in FOLDER, and says which
-numbers are not finite.  report writes one HTML page about one run or several, into report.html of
-the first one's folder, or into FILE.
+Each command is a module of `cifarflow.commands`, loaded when it is called: the list of them, and a
+word that is none, take no longer than Python itself.
 """
 
 from __future__ import annotations
 
-import functools
+import difflib
+import importlib
 import sys
-from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-from absl import flags
-
-from cifarflow import cli
-from cifarflow.errors import ConfigError, check_choice
-from cifarflow.replay import replay_capsule
-from cifarflow.reporting.report import write_report
-from cifarflow.training.capsule import load_capsule
+from cifarflow import __version__
 
 
-def replay(folder: str) -> None:
-    """Replays a capsule, and prints what was found then and what is found now.
+class Command(NamedTuple):
+    """A command, as its line in the list of them says it.
 
-    Args:
-      folder: the capsule.
+    Attributes:
+      summary: what it does.
+      words: what it is given beside its flags, for people; "" for nothing.
     """
-    capsule = load_capsule(folder)
-    recipe = (capsule.recipe or {}).get("name")
-    # A file's own words, so quoted: they may hold anything.
-    print(
-        f"step {capsule.step} of {recipe!r:.80}, seed {capsule.seed}, {len(capsule.labels)} images"
-    )
-    print(f"then: {capsule.found.describe()}")
-    found = replay_capsule(capsule)
-    print(f"now:  {found.describe()}")
-    if found.is_sound != capsule.found.is_sound:
-        print("it does not come out as it did: another device or version may round otherwise")
+
+    summary: str
+    words: str = ""
 
 
-def report(*workdirs: str) -> None:
-    """Writes a report, and prints where it is.
-
-    Args:
-      *workdirs: the runs' folders.
-    """
-    print(f"report: {write_report(workdirs, flags.FLAGS['out'].value)}")
-
-
-# Each with the names of the arguments that follow it; "..." is for more of the last.
-COMMANDS: Mapping[str, tuple[Callable[..., None], tuple[str, ...]]] = {
-    "replay": (replay, ("FOLDER",)),
-    "report": (report, ("WORKDIR", "...")),
+# Each is the module of its name in `cifarflow.commands`: its docstring is the command's help,
+# `define_flags()` defines its flags and `main` runs it, given a list where it takes words.
+COMMANDS = {
+    "train": Command("train a recipe, evaluate it, draw what came out"),
+    "evaluate": Command("measure one trained model, or compare two", "TARGET [TARGET]"),
+    "report": Command("write one HTML page about one or more runs", "WORKDIR ..."),
+    "recipes": Command("list the recipes and what they reach, or show one", "[NAME]"),
+    "data": Command("say which data is where, and verify it"),
+    "doctor": Command("look at this machine: what is slow, and why"),
+    "replay": Command("run a failed step again, from its capsule", "FOLDER"),
 }
+_HELP = ("--help", "-h", "help")
 
 
-def main(words: list[str]) -> None:
-    """Runs a command.
+def main() -> None:
+    """Runs the command that the process was given, and ends the process."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in _HELP and not rest:
+        print(_overview())
+        sys.exit(0)
+    if name in _HELP:
+        # As in `cifarflow help train`.
+        name, rest = rest[0], ["--help"]
+    if name == "--version":
+        print(f"cifarflow {__version__}")
+        sys.exit(0)
+    # Loaded from here on: the above is answered at once.
+    from cifarflow import cli
 
-    Args:
-      words: its name and arguments.
+    if name not in COMMANDS:
+        sys.exit(cli.complain(_unknown(name)))
+    command = COMMANDS[name]
+    module = importlib.import_module(f"cifarflow.commands.{name}")
+    usage = f"cifarflow {name}{command.words and ' '}{command.words}"
+    if {"--help", "-h"} & set(rest):
+        print(cli.help_text(f"{usage} [FLAGS]", module.__doc__ or "", module.define_flags))
+        sys.exit(0)
+    module.define_flags()
+    argv = [f"cifarflow {name}", *rest]
+    cli.run(module.main, argv=argv, takes_words=bool(command.words))
 
-    Raises:
-      ConfigError: if they are none.
-    """
-    name, *arguments = words or [""]
-    command, wanted = COMMANDS[check_choice("the command", name, COMMANDS)]
-    is_open = wanted[-1] == "..."
-    are_enough = len(arguments) >= 1 if is_open else len(arguments) == len(wanted)
-    if not are_enough or not all(argument.strip() for argument in arguments):
-        raise ConfigError(f"{name} must be given {' '.join(wanted)}, not {arguments!r}")
-    command(*arguments)
+
+def _overview() -> str:
+    """The commands, a line each."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: cifarflow COMMAND ...",
+            "",
+            *lines,
+            "",
+            "cifarflow COMMAND --help says more of one; cifarflow --version, which version this is",
+        ]
+    )
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    return f"the command must be one of {', '.join(COMMANDS)}, not {name!r:.80}{meant}"
 
 
 if __name__ == "__main__":
-    # Flags stay; a runner of this package takes no words beside them, so those are taken out.
-    given = [word for word in sys.argv[1:] if not word.startswith("-")]
-    sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word.startswith("-"))]
-    if given[:1] == ["report"]:
-        flags.DEFINE_string("out", None, "where the page goes", allow_override=True)
-    cli.run(functools.partial(main, given))
+    main()

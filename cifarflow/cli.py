@@ -18,23 +18,41 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.abc
 import os
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
-from cifarflow.errors import CifarflowError, ConfigError
+from cifarflow.device import prepare_gpus
+from cifarflow.errors import ON_NONFINITE, CifarflowError, ConfigError
+from cifarflow.recipes.named import RECIPES, get_recipe
+from cifarflow.recipes.recipe import Recipe
+from cifarflow.reporting.progress import Progress
+from cifarflow.training.signals import TrainingInterrupted
 from cifarflow.untrusted import one_line, parse_json
 
+if TYPE_CHECKING:
+    from cifarflow.data.splits import Dataset
+    from cifarflow.training.loop import Run
+
 EXIT_BAD_INPUT = 2
+# As long as the longest name of a flag of ours.
+_FLAG_COLUMNS = 22
+# What has come: SIGTERM, which a KeyboardInterrupt does not tell.
+_terminated: list[int] = []
 
 
 @contextlib.contextmanager
@@ -53,7 +71,7 @@ def _quiet_import() -> Iterator[None]:
         except KeyboardInterrupt:
             # TensorFlow takes seconds to load, long enough to change one's mind.
             os.write(kept, b"\ninterrupted\n")
-            os._exit(128 + signal.SIGINT)
+            os._exit(128 + _signal_number())
         except BaseException:
             held.seek(0)
             os.write(kept, held.read())
@@ -63,20 +81,41 @@ def _quiet_import() -> Iterator[None]:
             os.close(kept)
 
 
-with _quiet_import():
-    import tensorflow as tf
+class _QuietLoader(importlib.abc.Loader):
+    """Loads TensorFlow as its own loader does, but quietly."""
 
-    # The first look at the devices writes as well.
-    tf.config.list_physical_devices()
-    from cifarflow.device import prepare_gpus
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self._loader = loader
 
-    prepare_gpus()
-    from cifarflow.data.splits import Dataset
-    from cifarflow.recipes.named import RECIPES, get_recipe
-    from cifarflow.recipes.recipe import Recipe
-    from cifarflow.reporting.progress import Progress
-    from cifarflow.training.loop import Run, TrainingInterrupted
-    from cifarflow.training.nonfinite import ON_NONFINITE
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self._loader
+        with _quiet_import():
+            self._loader.exec_module(module)
+            # The first look at the devices writes as well.
+            module.config.list_physical_devices()
+        prepare_gpus()
+
+
+class _QuietFinder(importlib.abc.MetaPathFinder):
+    """Finds TensorFlow, for whoever imports it first, with a loader that is quiet.
+
+    It is not loaded before it is needed: neither `--help` nor a bad flag waits for it.
+    """
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name) if name == "tensorflow" else None
+        if spec is not None and spec.loader is not None:
+            spec.loader = _QuietLoader(spec.loader)
+        return spec
+
+
+sys.meta_path.insert(0, _QuietFinder())
 
 # Flags belong to the script that asks for them, so that its `--help` shows them.
 flags.disclaim_key_flags()
@@ -245,22 +284,27 @@ def _parse_numbers(name: str, text: str) -> tuple[float, ...]:
         raise ConfigError(f"--{name} must be numbers joined by commas, not {text!r}") from None
 
 
-def run(main: Callable[..., None], *, takes_words: bool = False) -> None:
+def run(
+    main: Callable[..., int | None],
+    *,
+    argv: list[str] | None = None,
+    takes_words: bool = False,
+) -> None:
     """Parses the flags, runs `main`, and ends the process.
+
+    Exit status: 0 when done or what `main` returns, 2 when the input cannot work (one line on
+    stderr), 130 when interrupted by Ctrl-C and 143 by SIGTERM, with the state saved.  Any other
+    exception is a bug and keeps its traceback.
 
     Args:
       main: what to run.
-      takes_words: whether it is given the words that are no flags, as a list; else there may be
-        none.
-
-    Exit status: 0 when done, 2 when the input cannot work (one line on stderr), 130 when
-    interrupted by Ctrl-C and 143 by SIGTERM, with the state saved.  Any other exception is a bug
-    and keeps its traceback.
+      argv: the program's name and what it was given; None takes the process's own.
+      takes_words: whether `main` is given the words beside the flags, as a list; otherwise there
+        may be none.
     """
-    terminated: list[int] = []
 
     def terminate(number: int, frame: object) -> None:
-        terminated.append(number)
+        _terminated.append(number)
         raise KeyboardInterrupt
 
     def guarded(argv: Sequence[str]) -> int:
@@ -268,15 +312,14 @@ def run(main: Callable[..., None], *, takes_words: bool = False) -> None:
         kept = signal.signal(signal.SIGTERM, terminate)
         try:
             if takes_words:
-                main(list(argv[1:]))
-            elif len(argv) > 1:
+                return main(list(argv[1:])) or 0
+            if len(argv) > 1:
                 raise ConfigError(
                     f"unexpected argument {argv[1]!r}: options are written --name=value"
                 )
-            else:
-                main()
+            return main() or 0
         except CifarflowError as error:
-            return _complain(str(error))
+            return complain(str(error))
         except TrainingInterrupted as error:
             can_resume = error.checkpoint is not None
             return _interrupted(str(error), signal_number=error.signal, can_resume=can_resume)
@@ -284,13 +327,54 @@ def run(main: Callable[..., None], *, takes_words: bool = False) -> None:
             # A run that has made its folder goes on from its newest checkpoint, or its start.
             workdir = FLAGS["workdir"].value if "workdir" in FLAGS else None
             begun = workdir is not None and _has_begun(workdir)
-            number = signal.SIGTERM if terminated else signal.SIGINT
-            return _interrupted("interrupted", signal_number=number, can_resume=begun)
+            return _interrupted("interrupted", signal_number=_signal_number(), can_resume=begun)
         finally:
+            _terminated.clear()
             signal.signal(signal.SIGTERM, kept)
-        return 0
 
-    app.run(guarded, flags_parser=_parse_flags)
+    # Flags may then stand behind words.
+    FLAGS.set_gnu_getopt(takes_words)
+    app.run(guarded, argv=argv, flags_parser=_parse_flags)
+
+
+def _signal_number() -> int:
+    """Of the signal that has interrupted this process."""
+    return signal.SIGTERM if _terminated else signal.SIGINT
+
+
+def help_text(usage: str, about: str, define_flags: Callable[[], None]) -> str:
+    """What `--help` of a command prints, as wide as the terminal is.
+
+    Args:
+      usage: how it is called.
+      about: the docstring of its module.
+      define_flags: defines its flags.
+    """
+    before = set(FLAGS)
+    define_flags()
+    width = min(shutil.get_terminal_size().columns, 100)
+    lines = [f"usage: {usage}", "", about.strip(), "", "flags:"]
+    for name in FLAGS:
+        flag = FLAGS[name]
+        if name in before:
+            continue
+        shown = f"[no]{name}" if flag.boolean else name
+        choices = getattr(flag.parser, "enum_values", ())
+        # absl puts the choices before the text, in one long word that no line is broken at.
+        text = flag.help.removeprefix(f"<{'|'.join(choices)}>: ")
+        if choices:
+            text = f"{text}; one of {', '.join(choices)}"
+        if flag.default not in (None, "", False):
+            text = f"{text} (default: {'on' if flag.boolean else flag.default})"
+        text = textwrap.fill(
+            text,
+            max(width, 40),
+            initial_indent=f"  --{shown:<{_FLAG_COLUMNS}}  ",
+            subsequent_indent=" " * (_FLAG_COLUMNS + 6),
+            break_on_hyphens=False,
+        )
+        lines.append(text)
+    return "\n".join(lines)
 
 
 def _has_begun(workdir: str) -> bool:
@@ -339,10 +423,23 @@ def draw_and_print(run: Run, dataset: Dataset) -> None:
 
 def resume_command() -> str:
     """The command that goes on with an interrupted run: this one, with its workdir and --resume."""
-    words = [word for word in sys.argv if word not in ("--resume", "--resume=true")]
+    words = [word for word in sys.argv[1:] if word not in ("--resume", "--resume=true")]
     if not FLAGS["workdir"].present:
         words.append(f"--workdir={FLAGS.workdir}")
-    return shlex.join([pathlib.Path(sys.executable).name or "python", *words, "--resume"])
+    return shlex.join([*program(), *words, "--resume"])
+
+
+def program() -> list[str]:
+    """The words by which this process's program is started again."""
+    python, path = pathlib.Path(sys.executable).name or "python", pathlib.Path(sys.argv[0])
+    if path.name == "__main__.py":
+        return [python, "-m", path.parent.name]
+    if path.suffix == ".py":
+        return [python, sys.argv[0]]
+    # The console script, by its name where the shell would find it by that.
+    found = shutil.which(path.name)
+    is_found = found is not None and pathlib.Path(found).resolve() == path.resolve()
+    return [path.name if is_found else sys.argv[0]]
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -350,13 +447,14 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         return list(FLAGS(argv))
     # Some of absl's own flags, and --noflag=value, raise the other.
     except (flags.Error, ValueError) as error:
-        sys.exit(_complain(str(error)))
+        sys.exit(complain(str(error)))
     except SystemExit:
         # absl ends --help with status 1, as if something had gone wrong.
         sys.exit(0)
 
 
-def _complain(message: str) -> int:
+def complain(message: str) -> int:
+    """Says in one line on stderr what cannot work; returns the exit status for that."""
     # What was given, or stands in a file, may be endless, or something that a terminal obeys.
     print(f"error: {one_line(message, length=1000)}", file=sys.stderr)
     return EXIT_BAD_INPUT

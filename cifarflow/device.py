@@ -13,7 +13,7 @@ import pathlib
 import platform
 from typing import Any
 
-import tensorflow as tf
+from cifarflow.lazy import tf
 
 _CPUINFO = pathlib.Path("/proc/cpuinfo")
 _STATM = pathlib.Path("/proc/self/statm")

@@ -47,6 +47,10 @@ class NonFiniteError(CifarflowError, FloatingPointError):
     """The loss, a gradient or a weight became infinite or NaN."""
 
 
+# What a run may do then: end with that error, or leave the step out.
+ON_NONFINITE = ("stop", "skip")
+
+
 def check_int(name: str, value: object, *, minimum: int = 1) -> int:
     """Returns `value` if it is a whole number of at least `minimum`.
 

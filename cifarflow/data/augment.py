@@ -30,7 +30,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from cifarflow.data.color import MOST_HUE, MOST_SATURATION, compute_dtype, recolor
 from cifarflow.data.draws import (
@@ -53,6 +52,7 @@ from cifarflow.data.draws import (
 from cifarflow.data.mixing import MOST_ALPHA, mix
 from cifarflow.data.randaugment import MOST_MAGNITUDE, MOST_OPS, rand_augment
 from cifarflow.errors import ConfigError, DataError, check_float, check_int
+from cifarflow.lazy import tf
 
 AugmentFn = Callable[..., Any]
 

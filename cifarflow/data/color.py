@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import tensorflow as tf
-
 from cifarflow.data.draws import HUE, SATURATION, draw, image_sides
 from cifarflow.errors import ConfigError, check_float
+from cifarflow.lazy import tf
 
 # A saturation is in steps of 1/256 and a hue in steps of a 384th of the circle.  Both together of
 # bytes, (1 + saturation) * (hue - grey), are then less than 2**9 in units of 2**-14: float32 holds

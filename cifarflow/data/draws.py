@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import tensorflow as tf
-
 from cifarflow.errors import DataError
+from cifarflow.lazy import tf
 
 # Each kind of draw has its own stream: adding a transform to a recipe leaves the others' draws
 # as they were.

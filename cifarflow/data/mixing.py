@@ -16,11 +16,11 @@ import functools
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from cifarflow.data.color import compute_dtype
 from cifarflow.data.draws import MIX, MIX_COLUMN, MIX_KIND, MIX_ROW, UNITS, draw, image_sides
 from cifarflow.errors import DataError, check_float, check_int
+from cifarflow.lazy import tf
 
 # Beyond it half of each image is left as good as always.
 MOST_ALPHA = 10

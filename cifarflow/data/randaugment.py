@@ -18,10 +18,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from cifarflow.data.draws import RANDAUGMENT, UNITS, draw, image_sides
 from cifarflow.errors import ConfigError, DataError, check_int
+from cifarflow.lazy import tf
 
 OPERATIONS = (
     "identity",

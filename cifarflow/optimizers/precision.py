@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
-
 from cifarflow.device import has_bfloat16
 from cifarflow.errors import check_choice
 
@@ -60,6 +58,9 @@ def scale_for(precision: str, optimizer: Any) -> Any:
     check_choice("precision", precision, PRECISIONS)
     if precision != "mixed_float16":
         return optimizer
+    # Loaded here: who only asks for a recipe's precision does not wait for it.
+    import keras
+
     # A fresh scale of 2^15 overflows for a few steps at most before it has found its place.
     return keras.optimizers.LossScaleOptimizer(
         optimizer, initial_scale=2.0**15, dynamic_growth_steps=2000

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,14 +23,29 @@ from cifarflow.data.pipeline import ArrayBatches
 from cifarflow.data.splits import Dataset
 from cifarflow.device import has_gpu
 from cifarflow.errors import ConfigError, check_choice
+from cifarflow.models.cnn import cnn, final
+from cifarflow.models.mlp import mlp
+from cifarflow.models.resnet import resnet
+from cifarflow.models.speednet import set_whitening, speednet
 from cifarflow.optimizers import schedules
 from cifarflow.optimizers.muon import Muon
 from cifarflow.optimizers.precision import resolve_precision, scale_for
 from cifarflow.optimizers.sgd import SGD
-from cifarflow.recipes.recipe import MODELS, RESERVED_OPTIONS, SET_FROM_IMAGES, Recipe
+from cifarflow.recipes.recipe import RESERVED_OPTIONS, Recipe
 from cifarflow.training.averaging import Lookahead, WeightEMA
 from cifarflow.training.hooks import epochs_to_steps
 from cifarflow.training.step import LossFn, cross_entropy, freezing_stages
+
+# For each of `recipe.MODELS`.
+BUILDERS: Mapping[str, Callable[..., Any]] = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "final": final,
+    "resnet": resnet,
+    "speednet": speednet,
+}
+# Families with weights that are computed from the training images, and what sets them.
+SET_FROM_IMAGES: Mapping[str, Callable[[Any, np.ndarray], None]] = {"speednet": set_whitening}
 
 
 def build_model(
@@ -52,7 +68,7 @@ def build_model(
       ConfigError: if model_options has an argument that the builder does not know or refuses.
       DataError: if the model cannot take its weights from these images.
     """
-    builder = MODELS[recipe.model]
+    builder = BUILDERS[recipe.model]
     options = dict(recipe.model_options or {})
     known = sorted(set(inspect.signature(builder).parameters) - RESERVED_OPTIONS)
     for name in options:

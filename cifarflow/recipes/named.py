@@ -1,4 +1,4 @@
-"""The named recipes, each with what it comes to.
+"""The named recipes; what each comes to is in `recipes.records`.
 
 recipe = get_recipe("fast75", seed=3)
 print(", ".join(RECIPES))
@@ -96,9 +96,8 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("lab_dropout", model_options=_DROPOUT, epochs=10),
         Recipe("lab_batchnorm", model_options={**_DROPOUT, "batch_norm_momentum": 0.75}, epochs=15),
         Recipe("lab_final", model="final", epochs=25, learning_rate=0.04),
-        # 75 %, the bar of the lab's final model: 0.783 (standard deviation 0.006, least 0.772,
-        # n = 10) in 18.2 s, two Zen 4 cores in bfloat16, TensorFlow 2.21, Keras 3.15, 2026-11-24.
-        # Rates and augmentation were chosen on 5,000 images held out of the training set.
+        # 75 %, the bar of the lab's final model.  Rates and augmentation were chosen on 5,000
+        # images held out of the training set.
         _muon_recipe(
             "fast75",
             widths=(32, 128, 128),
@@ -115,21 +114,14 @@ RECIPES: Mapping[str, Recipe] = {
             tta="mirror",
             tta_share=0.25,
         ),
-        # 94 % is the aim.  On one H200, by XLA in bfloat16: 0.9413 (standard deviation 0.0014,
-        # n = 20) in 2.0 s.  On two cores of a Xeon with AMX 0.9418 (0.0016, n = 3) in 503 s.  The
-        # same steps took two Zen 4 cores 775 s.  TensorFlow 2.21, Keras 3.15, 2026-11-26.
         _FAST94,
-        # 95 % is the aim: 0.9511 (n = 1) in 1,891 s on two cores of a Xeon with AMX.  With an epoch
-        # less on one H200, by XLA in bfloat16: 0.9502 (standard deviation 0.0009, n = 5) in 6.0 s;
-        # TensorFlow 2.21, Keras 3.15, 2026-11-26.
         dataclasses.replace(
             _FAST94,
             name="fast95",
             model_options={**(_FAST94.model_options or {}), "widths": (128, 384, 384)},
             epochs=17.0,
         ),
-        # 96 % is the aim.  On one H200, by XLA in bfloat16: 0.9587 (n = 2) in 14.6 s; TensorFlow
-        # 2.21, Keras 3.15, 2026-11-26.  On paper 5.0 PFLOP, 3.6 hours on two Zen 4 cores.
+        # On paper 5.0 PFLOP, 3.6 hours on two Zen 4 cores.
         # Source: airbench96 (K. Jordan, 2024), its rates per 1,024 examples.  Different here: a
         # cutout's centre may lie anywhere, so that its square may reach over the edge; the bias of
         # the whitening starts at random.

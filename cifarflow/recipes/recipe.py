@@ -14,29 +14,16 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from cifarflow.data.augment import parse_augment
 from cifarflow.data.dataset import DATA_CHOICES
 from cifarflow.data.pictures import check_image_size
 from cifarflow.data.splits import SPLIT_METHODS
 from cifarflow.errors import ConfigError, check_choice, check_float, check_int, check_seed
-from cifarflow.models.cnn import cnn, final
-from cifarflow.models.mlp import mlp
-from cifarflow.models.resnet import resnet
-from cifarflow.models.speednet import set_whitening, speednet
 from cifarflow.optimizers.precision import PRECISIONS
 from cifarflow.untrusted import one_line
 
-MODELS: Mapping[str, Callable[..., Any]] = {
-    "mlp": mlp,
-    "cnn": cnn,
-    "final": final,
-    "resnet": resnet,
-    "speednet": speednet,
-}
-# Families with weights that are computed from the training images, and what sets them.
-SET_FROM_IMAGES: Mapping[str, Callable[[Any, np.ndarray], None]] = {"speednet": set_whitening}
+# What builds each is in `recipes.build`: to make a recipe nobody waits for TensorFlow.
+MODELS = ("mlp", "cnn", "final", "resnet", "speednet")
 OPTIMIZERS = ("sgd", "muon")
 TTA_CHOICES = ("none", "mirror", "multicrop")
 AVERAGINGS = ("none", "lookahead", "ema")

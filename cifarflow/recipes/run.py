@@ -21,7 +21,14 @@ import tensorflow as tf
 from cifarflow.data.pipeline import evaluation_batches
 from cifarflow.data.splits import Dataset
 from cifarflow.device import describe_device, prepare_gpus
-from cifarflow.errors import ConfigError, DataError, NonFiniteError, WorkdirError, check_choice
+from cifarflow.errors import (
+    ON_NONFINITE,
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    WorkdirError,
+    check_choice,
+)
 from cifarflow.evaluation.confidence import worst_mistakes
 from cifarflow.evaluation.metrics import accuracy, confusion_matrix, per_class_accuracy
 from cifarflow.evaluation.predict import predict, softmax
@@ -40,7 +47,7 @@ from cifarflow.training.contract import CHECKED, check_step
 from cifarflow.training.history import History
 from cifarflow.training.hooks import Every, Hook, epochs_to_steps
 from cifarflow.training.loop import ProgressView, Run, train
-from cifarflow.training.nonfinite import ON_NONFINITE, Capsules
+from cifarflow.training.nonfinite import Capsules
 from cifarflow.training.profile import profile as profile_steps
 from cifarflow.training.tensorboard import tensorboard_writer
 from cifarflow.training.workdir import Workdir

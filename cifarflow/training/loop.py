@@ -21,7 +21,6 @@ import dataclasses
 import functools
 import pathlib
 import re
-import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -33,6 +32,7 @@ import tensorflow as tf
 from cifarflow.data.pipeline import Batches, DatasetBatches
 from cifarflow.device import prepare_gpus
 from cifarflow.errors import (
+    ON_NONFINITE,
     ConfigError,
     DataError,
     WorkdirError,
@@ -47,9 +47,9 @@ from cifarflow.training.checkpoints import Checkpoints, hash_arrays
 from cifarflow.training.clock import Clock
 from cifarflow.training.history import History
 from cifarflow.training.hooks import EventSchedule, Every, Hook, LoopState, Metrics, epochs_to_steps
-from cifarflow.training.nonfinite import ON_NONFINITE, Capsules, Watch
+from cifarflow.training.nonfinite import Capsules, Watch
 from cifarflow.training.runner import StepRunner, make_run_steps
-from cifarflow.training.signals import noted_signals
+from cifarflow.training.signals import TrainingInterrupted, noted_signals
 from cifarflow.training.step import LossFn, Sums, make_eval_step, make_train_step
 
 # Long enough that Python's share of the time is nothing, short enough for a live progress bar and
@@ -75,34 +75,6 @@ class Run:
     summary: dict[str, Any]
     workdir: pathlib.Path | None = None
     test_outputs: np.ndarray | None = None
-
-
-class TrainingInterrupted(KeyboardInterrupt):
-    """Training was interrupted between two steps.
-
-    Attributes:
-      step: steps done.
-      checkpoint: the file to go on from, of an older step where that one's could not be written;
-        None if the run has no checkpoints.
-      signal: number of the signal that interrupted it, SIGINT or SIGTERM.
-    """
-
-    def __init__(
-        self,
-        step: int,
-        checkpoint: pathlib.Path | None,
-        signal_number: int = signal.SIGINT,
-        *,
-        trouble: str = "",
-    ) -> None:
-        kept = f"all is saved in {checkpoint}" if checkpoint else "nothing was saved"
-        if trouble:
-            older = f"what is saved is {checkpoint}" if checkpoint else "nothing was saved"
-            kept = f"{trouble}; {older}"
-        super().__init__(f"interrupted after step {step}: {kept}")
-        self.step = step
-        self.checkpoint = checkpoint
-        self.signal = signal_number
 
 
 class ProgressView(Protocol):

@@ -32,8 +32,6 @@ from cifarflow.training.capsule import Findings, save_capsule
 from cifarflow.training.snapshot import Snapshot, not_finite
 from cifarflow.untrusted import one_line
 
-ON_NONFINITE = ("stop", "skip")
-
 # Between two copies of the state, each of which takes the memory of weights and optimiser.  Up to
 # so many seconds of steps, and one call, are run again when one was bad.
 _SECONDS_A_SNAPSHOT = 5.0

@@ -9,11 +9,40 @@ So a step is never cut in two, and the state that is saved is whole.
 
 from __future__ import annotations
 
+import pathlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training was interrupted between two steps.
+
+    Attributes:
+      step: steps done.
+      checkpoint: the file to go on from, of an older step where that one's could not be written;
+        None if the run has no checkpoints.
+      signal: number of the signal that interrupted it, SIGINT or SIGTERM.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        checkpoint: pathlib.Path | None,
+        signal_number: int = signal.SIGINT,
+        *,
+        trouble: str = "",
+    ) -> None:
+        kept = f"all is saved in {checkpoint}" if checkpoint else "nothing was saved"
+        if trouble:
+            older = f"what is saved is {checkpoint}" if checkpoint else "nothing was saved"
+            kept = f"{trouble}; {older}"
+        super().__init__(f"interrupted after step {step}: {kept}")
+        self.step = step
+        self.checkpoint = checkpoint
+        self.signal = signal_number
 
 
 @contextmanager
