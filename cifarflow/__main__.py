@@ -31,7 +31,7 @@ class Command(NamedTuple):
 
 
 # Each is the module of its name in `cifarflow.commands`: its docstring is the command's help,
-# `define_flags()` defines its flags and `main` runs it, given a list where it takes words.
+# `define_flags()` defines its flags, and `main` runs it, given the words if it has a parameter.
 COMMANDS = {
     "train": Command("train a recipe, evaluate it, draw what came out"),
     "evaluate": Command("measure one trained model, or compare two", "TARGET [TARGET]"),
@@ -69,7 +69,7 @@ def main() -> None:
         sys.exit(0)
     module.define_flags()
     argv = [f"cifarflow {name}", *rest]
-    cli.run(module.main, argv=argv, takes_words=bool(command.words))
+    cli.run(module.main, argv=argv)
 
 
 def _overview() -> str:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.abc
+import inspect
 import os
 import pathlib
 import re
@@ -284,13 +285,11 @@ def _parse_numbers(name: str, text: str) -> tuple[float, ...]:
         raise ConfigError(f"--{name} must be numbers joined by commas, not {text!r}") from None
 
 
-def run(
-    main: Callable[..., int | None],
-    *,
-    argv: list[str] | None = None,
-    takes_words: bool = False,
-) -> None:
+def run(main: Callable[..., int | None], *, argv: list[str] | None = None) -> None:
     """Parses the flags, runs `main`, and ends the process.
+
+    A `main` that has a parameter is given the list of the words that are no flags; to any other
+    runner such a word is an error.
 
     Exit status: 0 when done or what `main` returns, 2 when the input cannot work (one line on
     stderr), 130 when interrupted by Ctrl-C and 143 by SIGTERM, with the state saved.  Any other
@@ -299,9 +298,8 @@ def run(
     Args:
       main: what to run.
       argv: the program's name and what it was given; None takes the process's own.
-      takes_words: whether `main` is given the words beside the flags, as a list; otherwise there
-        may be none.
     """
+    takes_words = bool(inspect.signature(main).parameters)
 
     def terminate(number: int, frame: object) -> None:
         _terminated.append(number)

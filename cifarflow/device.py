@@ -41,8 +41,8 @@ def describe_device() -> str:
     """The device that trains, in words: the first GPU, else the processor."""
     gpus = tf.config.get_visible_devices("GPU")
     if gpus:
-        return f"gpu: {_gpu_details(gpus[0]).get('device_name', gpus[0].name)}"
-    name = _cpuinfo().get("model name") or platform.processor() or platform.machine()
+        return f"gpu: {gpu_details(gpus[0]).get('device_name', gpus[0].name)}"
+    name = cpuinfo().get("model name") or platform.processor() or platform.machine()
     # The processors this process may use, which on a shared machine are fewer than it has.
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count()
@@ -57,13 +57,13 @@ def has_bfloat16() -> bool:
     """
     gpus = tf.config.get_visible_devices("GPU")
     if gpus:
-        return bool(_gpu_details(gpus[0]).get("compute_capability", (0, 0)) >= (8, 0))
-    return bool({"avx512_bf16", "amx_bf16"} & set(_cpuinfo().get("flags", "").split()))
+        return bool(gpu_details(gpus[0]).get("compute_capability", (0, 0)) >= (8, 0))
+    return bool({"avx512_bf16", "amx_bf16"} & set(cpuinfo().get("flags", "").split()))
 
 
 def has_amx() -> bool:
     """Whether the processor multiplies bfloat16 in tiles, by Intel's AMX (from /proc/cpuinfo)."""
-    return "amx_bf16" in _cpuinfo().get("flags", "").split()
+    return "amx_bf16" in cpuinfo().get("flags", "").split()
 
 
 def resident_bytes() -> int | None:
@@ -74,11 +74,12 @@ def resident_bytes() -> int | None:
         return None
 
 
-def _gpu_details(gpu: Any) -> dict[str, Any]:
+def gpu_details(gpu: Any) -> dict[str, Any]:
+    """What TensorFlow says of a GPU: device_name and compute_capability, if it knows them."""
     return dict(tf.config.experimental.get_device_details(gpu))
 
 
-def _cpuinfo() -> dict[str, str]:
+def cpuinfo() -> dict[str, str]:
     """What Linux says of the first processor; empty where there is no such file."""
     try:
         lines = _CPUINFO.read_text().split("\n\n")[0].splitlines()

@@ -67,6 +67,7 @@ FLOORS = {
     "sweeps": {"errors", "files", "untrusted", "data", "evaluation", "training", "recipes"},
     "reporting": {"errors", "files", "untrusted", "data", "evaluation", "training", "recipes"},
     "cli": {"errors", "untrusted", "device", "data", "training", "recipes", "reporting"},
+    "doctor": {"errors", "lazy", "device", "data", "models", "optimizers", "recipes", "training"},
     "commands": {
         "errors",
         "untrusted",
@@ -77,6 +78,7 @@ FLOORS = {
         "replay",
         "reporting",
         "cli",
+        "doctor",
     },
     "__main__": {"cli"},
 }
