@@ -450,8 +450,8 @@ def _about_processor(machine: Machine) -> Iterator[Advice]:
     onednn = machine.environment.get("TF_ENABLE_ONEDNN_OPTS", "")
     if onednn.lower() in ("0", "false"):
         yield Advice(
-            f"TF_ENABLE_ONEDNN_OPTS={onednn} switches oneDNN off: steps take many times as long, in "
-            "bfloat16 up to fifty",
+            f"TF_ENABLE_ONEDNN_OPTS={onednn} switches oneDNN off: steps take many times as "
+            "long, in bfloat16 up to fifty",
             "unset TF_ENABLE_ONEDNN_OPTS",
             is_wrong=True,
         )

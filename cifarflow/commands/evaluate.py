@@ -25,6 +25,7 @@ from rich.text import Text
 from cifarflow.errors import ConfigError, check_int
 from cifarflow.recipes.named import get_recipe
 from cifarflow.recipes.recipe import TTA_CHOICES, Recipe
+from cifarflow.untrusted import one_line
 
 if TYPE_CHECKING:
     from cifarflow.data.splits import Dataset
@@ -169,9 +170,8 @@ def print_evaluations(
     scores = [score_outputs(labels, np.log(np.maximum(e.probabilities, least))) for e in found]
     for letter, target in zip("AB", targets, strict=False):
         mark = f"{letter}  " if len(targets) > 1 else ""
-        console.print(
-            Text.assemble((mark, "bold cyan"), (target.name, "bold"), f": {target.about}")
-        )
+        name, about = one_line(target.name), one_line(target.about)
+        console.print(Text.assemble((mark, "bold cyan"), (name, "bold"), f": {about}"))
     console.print(f"on {len(labels):,} {FLAGS.split} images of {dataset.name}\n")
     letters = [f" {letter}" if len(targets) > 1 else "" for letter in "AB"[: len(targets)]]
     style: dict[str, Any] = {"box": None, "pad_edge": False, "header_style": "bold"}
@@ -195,6 +195,6 @@ def print_evaluations(
         for name in ("precision", "recall"):
             table.add_column(f"{name}{letter}", justify="right")
     for index, name in enumerate(dataset.class_names):
-        values = (each[key][index] for each in scores for key in ("precision", "recall"))
-        table.add_row(Text(name), *("-" if value is None else f"{value:.3f}" for value in values))
+        shares = [each[key][index] for each in scores for key in ("precision", "recall")]
+        table.add_row(Text(name), *("-" if share is None else f"{share:.3f}" for share in shares))
     console.print(Padding(table, (0, 0, 0, 2), expand=False))

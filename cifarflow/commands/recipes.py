@@ -22,8 +22,8 @@ from cifarflow.recipes.named import RECIPES, get_recipe
 from cifarflow.recipes.recipe import Recipe
 from cifarflow.recipes.records import AIMS, PARAMETERS, WHOLE, Record, records_of
 
-# What the table needs; on a narrower terminal each recipe has lines of its own.
-_TABLE_COLUMNS = 118
+# More than the table could take.
+_ANY_COLUMNS = 1000
 _COUNTED = (
     "Test accuracy is the mean over runs ± standard deviation, on real CIFAR-10. Seconds are those "
     "of training, of the fast ones also of whitening and the final evaluation; compiling is not in "
@@ -49,13 +49,19 @@ def main(words: list[str]) -> None:
     console = Console(highlight=False)
     if words:
         _show(get_recipe(words[0]), console)
-    elif console.width >= _TABLE_COLUMNS:
-        _list_as_table(console)
+        return
+    table = _table()
+    wide = console.options.update(max_width=_ANY_COLUMNS)
+    if console.measure(table, options=wide).maximum <= console.width:
+        console.print(table)
     else:
-        _list_as_lines(console)
+        _print_lines(console)
+    console.print()
+    console.print(Text(_COUNTED, style="dim"))
 
 
-def _list_as_table(console: Console) -> None:
+def _table() -> Table:
+    """The recipes, a line for each of their records."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in ("recipe", "model"):
         table.add_column(name, no_wrap=True)
@@ -67,31 +73,30 @@ def _list_as_table(console: Console) -> None:
     for name in ("machine", "date"):
         table.add_column(name, no_wrap=True)
     for name, recipe in RECIPES.items():
-        first: tuple[str | Text, ...] = (
+        about: list[str | Text] = [
             Text(name, style="cyan"),
             recipe.model,
             f"{PARAMETERS[name]:,}",
             f"{recipe.epochs:g}",
             str(recipe.batch_size),
             recipe.optimizer,
-        )
+        ]
         for record in records_of(name):
-            machine = record.machine + (f", {record.epochs:g} epochs" if record.epochs else "")
-            figures = (_accuracy(record), _seconds(record), str(record.runs), machine, record.date)
-            table.add_row(*first, *figures)
-            first = ("",) * len(first)
-    console.print(table)
-    console.print()
-    console.print(Text(_COUNTED, style="dim"))
+            if record.epochs is not None:
+                about[3] = f"{record.epochs:g}"
+            figures = (_accuracy(record), _seconds(record), str(record.runs))
+            table.add_row(*about, *figures, record.machine, record.date)
+            # What is the same for the next record is not said again.
+            about = [""] * len(about)
+    return table
 
 
-def _list_as_lines(console: Console) -> None:
+def _print_lines(console: Console) -> None:
+    """The same for a terminal that is too narrow for the table."""
     for name, recipe in RECIPES.items():
         console.print(Text(name, style="bold cyan"))
         console.print(Padding(_about(name, recipe), (0, 0, 0, 2), expand=False))
         _print_records(name, console)
-    console.print()
-    console.print(Text(_COUNTED, style="dim"))
 
 
 def _show(recipe: Recipe, console: Console) -> None:
