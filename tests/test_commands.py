@@ -1,7 +1,6 @@
 """The command line: the list of commands, their help, what each prints, and how each ends."""
 
 import configparser
-import contextlib
 import importlib
 import json
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from absl import flags
-from rich.console import Console
+from own_flags import no_flags
 
 import cifarflow
 from cifarflow import __main__ as command_line
@@ -31,25 +30,6 @@ from cifarflow.training.signals import TrainingInterrupted
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = flags.FLAGS
 COMMANDS = list(command_line.COMMANDS)
-
-
-@contextlib.contextmanager
-def no_flags():
-    """Takes away the flags that others have defined in this process, and gives them back."""
-    home = FLAGS.find_module_defining_flag
-    kept = {name: FLAGS[name] for name in FLAGS if not (home(name) or "").startswith("absl")}
-    for name in kept:
-        delattr(FLAGS, name)
-    before = set(FLAGS)
-    try:
-        yield
-    finally:
-        # absl itself defines some, once, when the first program runs.
-        new = [n for n in FLAGS if n not in before and not (home(n) or "").startswith("absl")]
-        for name in new:
-            delattr(FLAGS, name)
-        for name, flag in kept.items():
-            FLAGS[name] = flag
 
 
 @pytest.fixture
@@ -153,7 +133,7 @@ def test_what_needs_no_tensorflow_does_not_load_it(tmp_path):
     code = (
         "import contextlib, io, json, sys\n"
         "from cifarflow import __main__ as m\n"
-        "from test_commands import no_flags\n"
+        "from own_flags import no_flags\n"
         "for words in json.loads(sys.argv[1]):\n"
         "    sys.argv = ['cifarflow', *words]\n"
         "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
@@ -632,8 +612,3 @@ def test_the_pictures_of_a_terminal_have_no_markup(call, models):
     runs, _ = models
     runs["[red]a[/]"] = PLAIN
     assert "[red]a[/]: " in fine(call("evaluate", "[red]a[/]"))
-
-
-def test_a_console_of_a_test_is_as_wide_as_it_is_told(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "77")
-    assert Console().width == 77
