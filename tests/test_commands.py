@@ -612,3 +612,40 @@ def test_the_pictures_of_a_terminal_have_no_markup(call, models):
     runs, _ = models
     runs["[red]a[/]"] = PLAIN
     assert "[red]a[/]: " in fine(call("evaluate", "[red]a[/]"))
+
+
+# --- with what they call for true -------------------------------------------------------------
+
+
+def test_true_runs(call, here):
+    for name in ("recipes.trained", "evaluation.comparison", "reporting.report"):
+        pytest.importorskip(f"cifarflow.{name}")
+    accuracies = []
+    for seed in (0, 1):
+        code, out, _ = call("train", *TINY, f"--seed={seed}", f"--workdir=run{seed}")
+        assert code == 0
+        summary = json.loads((here / f"run{seed}" / "summary.json").read_text())
+        accuracies.append(f"{summary['test_accuracy']:.4f}")
+    code, out, err = call("evaluate", "run0", "run1", "--split=test")
+    assert code == 0, err
+    assert re.search(rf"^  accuracy +{accuracies[0]} +{accuracies[1]}$", out, re.MULTILINE)
+    assert "'run0'" in out.splitlines()[-1] + out.splitlines()[-2]
+    code, out, err = call("evaluate", "run0", "nowhere")
+    assert (code, out) == (2, "")
+    assert "'nowhere'" in err
+    code, out, err = call("evaluate", "nowhere.keras")
+    assert (code, out) == (2, "")
+    assert "'nowhere.keras'" in err
+    assert fine(call("report", "run0", "run1", "--out=both.html")).endswith("both.html\n")
+    assert (here / "both.html").stat().st_size > 10_000
+    assert call("report", "run0", "run0")[0] == 2
+
+
+def test_true_data(call, here):
+    pytest.importorskip("cifarflow.data.inspect")
+    code, out, err = call("data")
+    assert (code, err) == (0, "")
+    assert "standin" in out
+    code, out, err = call("data", "--data_dir=nowhere")
+    assert (code, err) == (1, "")
+    assert "nowhere" in out

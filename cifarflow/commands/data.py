@@ -43,7 +43,7 @@ def main() -> int:
     from cifarflow.data.inspect import DAMAGED, VERIFIED, find_data
 
     console = Console(highlight=False)
-    with console.status("reading"):
+    with Console(stderr=True).status("reading and verifying"):
         sources = find_data(FLAGS.data_dir)
     for name, group in itertools.groupby(sources, key=lambda source: source.data):
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))

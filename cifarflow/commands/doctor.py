@@ -52,7 +52,9 @@ def main() -> int:
     print_machine(machine, console)
     speeds = None
     if not FLAGS.quick:
-        with console.status("measuring: products, memory, disk, a training step"):
+        # Redrawn seldom, since that takes time too.
+        waiting = Console(stderr=True)
+        with waiting.status("measuring for some ten seconds", refresh_per_second=2):
             speeds = measure_speeds(machine)
         print_speeds(speeds, console)
     found = advise(machine, speeds)

@@ -103,7 +103,7 @@ def _show(recipe: Recipe, console: Console) -> None:
     """One recipe: what it is, what it reached, its fields and its command."""
     console.print(Text.assemble((recipe.name, "bold cyan"), f": {_about(recipe.name, recipe)}"))
     if recipe.name in AIMS:
-        console.print(f"  made for a test accuracy of {AIMS[recipe.name]:g}, which came to")
+        console.print(f"  made for a test accuracy of {AIMS[recipe.name]:g}; what it came to:")
     _print_records(recipe.name, console)
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="cyan")
