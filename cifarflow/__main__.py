@@ -23,7 +23,7 @@ class Command(NamedTuple):
 
     Attributes:
       summary: what it does.
-      words: what it is given beside its flags, for people; "" for nothing.
+      words: what it is given, for people; "" for flags alone.
     """
 
     summary: str
@@ -34,8 +34,8 @@ class Command(NamedTuple):
 # `define_flags()` defines its flags, and `main` runs it, given the words if it has a parameter.
 COMMANDS = {
     "train": Command("train a recipe, evaluate it, draw what came out"),
-    "evaluate": Command("measure one trained model, or compare two", "TARGET [TARGET]"),
-    "report": Command("write one HTML page about one or more runs", "WORKDIR ..."),
+    "evaluate": Command("measure one trained model, or compare two", "TARGET [TARGET] [FLAGS]"),
+    "report": Command("write one HTML page about one or more runs", "WORKDIR ... [FLAGS]"),
     "recipes": Command("list the recipes and what they reach, or show one", "[NAME]"),
     "data": Command("say which data is where, and verify it"),
     "doctor": Command("look at this machine: what is slow, and why"),
@@ -63,9 +63,9 @@ def main() -> None:
         sys.exit(cli.complain(_unknown(name)))
     command = COMMANDS[name]
     module = importlib.import_module(f"cifarflow.commands.{name}")
-    usage = f"cifarflow {name}{command.words and ' '}{command.words}"
+    usage = f"cifarflow {name} {command.words or '[FLAGS]'}"
     if {"--help", "-h"} & set(rest):
-        print(cli.help_text(f"{usage} [FLAGS]", module.__doc__ or "", module.define_flags))
+        print(cli.help_text(usage, module.__doc__ or "", module.define_flags))
         sys.exit(0)
     module.define_flags()
     argv = [f"cifarflow {name}", *rest]

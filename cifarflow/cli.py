@@ -50,8 +50,6 @@ if TYPE_CHECKING:
     from cifarflow.training.loop import Run
 
 EXIT_BAD_INPUT = 2
-# As long as the longest name of a flag of ours.
-_FLAG_COLUMNS = 22
 # What has come: SIGTERM, which a KeyboardInterrupt does not tell.
 _terminated: list[int] = []
 
@@ -350,13 +348,12 @@ def help_text(usage: str, about: str, define_flags: Callable[[], None]) -> str:
     """
     before = set(FLAGS)
     define_flags()
-    width = min(shutil.get_terminal_size().columns, 100)
-    lines = [f"usage: {usage}", "", about.strip(), "", "flags:"]
+    width = max(min(shutil.get_terminal_size().columns, 100), 40)
+    texts = {}
     for name in FLAGS:
         flag = FLAGS[name]
         if name in before:
             continue
-        shown = f"[no]{name}" if flag.boolean else name
         choices = getattr(flag.parser, "enum_values", ())
         # absl puts the choices before the text, in one long word that no line is broken at.
         text = flag.help.removeprefix(f"<{'|'.join(choices)}>: ")
@@ -364,14 +361,16 @@ def help_text(usage: str, about: str, define_flags: Callable[[], None]) -> str:
             text = f"{text}; one of {', '.join(choices)}"
         if flag.default not in (None, "", False):
             text = f"{text} (default: {'on' if flag.boolean else flag.default})"
-        text = textwrap.fill(
-            text,
-            max(width, 40),
-            initial_indent=f"  --{shown:<{_FLAG_COLUMNS}}  ",
-            subsequent_indent=" " * (_FLAG_COLUMNS + 6),
-            break_on_hyphens=False,
+        texts[f"[no]{name}" if flag.boolean else name] = text
+    lines = [f"usage: {usage}", "", about.strip(), *(["", "flags:"] if texts else [])]
+    column = max(map(len, texts), default=0) + 6
+    for shown, text in texts.items():
+        first = f"  --{shown}".ljust(column)
+        indent = " " * column
+        wrapped = textwrap.fill(
+            text, width, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False
         )
-        lines.append(text)
+        lines.append(wrapped)
     return "\n".join(lines)
 
 
