@@ -15,8 +15,6 @@ import importlib
 import sys
 from typing import NamedTuple
 
-from cifarflow import __version__
-
 
 class Command(NamedTuple):
     """A command, as its line in the list of them says it.
@@ -54,7 +52,8 @@ def main() -> None:
         # As in `cifarflow help train`.
         name, rest = rest[0], ["--help"]
     if name == "--version":
-        print(f"cifarflow {__version__}")
+        # Not imported above: the package's own names are for its users.
+        print(f"cifarflow {importlib.import_module('cifarflow').__version__}")
         sys.exit(0)
     # Loaded from here on: the above is answered at once.
     from cifarflow import cli
