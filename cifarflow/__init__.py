@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cifarflow.classifier import Classifier, load_classifier
     from cifarflow.data.augment import (
         alternating_flip,
         cutout,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from cifarflow.data.color import random_hue, random_saturation
     from cifarflow.data.dataset import DATA_CHOICES, load_data
     from cifarflow.data.folder import load_folder
+    from cifarflow.data.image_files import read_image
     from cifarflow.data.inspect import DataSource, describe_data, find_data
     from cifarflow.data.mixing import cutmix, mixup
     from cifarflow.data.pipeline import ArrayBatches, DatasetBatches, evaluation_batches
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from cifarflow.errors import CifarflowError, NonFiniteError
     from cifarflow.evaluation.comparison import Comparison, mcnemar
     from cifarflow.evaluation.confidence import Calibration, Mistakes, calibration, worst_mistakes
+    from cifarflow.evaluation.evaluate import Evaluation, evaluate_model
     from cifarflow.evaluation.metrics import (
         ClassScores,
         class_scores,
@@ -46,9 +49,11 @@ if TYPE_CHECKING:
         per_class_accuracy,
         top_k_accuracy,
     )
+    from cifarflow.evaluation.model_files import load_model_file
     from cifarflow.evaluation.predict import Predictor, predict, softmax
     from cifarflow.evaluation.statistics import Summary, summarise
     from cifarflow.evaluation.voting import Combined, combine_outputs
+    from cifarflow.export import Export, Exported, ExportError, export_model
     from cifarflow.models.cnn import cnn, final
     from cifarflow.models.flops import count_flops
     from cifarflow.models.mlp import mlp
@@ -64,6 +69,7 @@ if TYPE_CHECKING:
     from cifarflow.recipes.recipe import Recipe
     from cifarflow.recipes.redraw import batch_at, load_recipe
     from cifarflow.recipes.run import train_recipe
+    from cifarflow.recipes.trained import Trained, load_trained
     from cifarflow.replay import replay_capsule
     from cifarflow.reporting.diagram import model_summary, plot_model
     from cifarflow.reporting.plots import (
@@ -111,6 +117,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "classifier": ("Classifier", "load_classifier"),
     "data.augment": (
         "alternating_flip",
         "cutout",
@@ -126,6 +133,7 @@ _MODULES = {
     "data.color": ("random_hue", "random_saturation"),
     "data.dataset": ("DATA_CHOICES", "load_data"),
     "data.folder": ("load_folder",),
+    "data.image_files": ("read_image",),
     "data.inspect": ("DataSource", "describe_data", "find_data"),
     "data.mixing": ("cutmix", "mixup"),
     "data.pipeline": ("ArrayBatches", "DatasetBatches", "evaluation_batches"),
@@ -136,6 +144,7 @@ _MODULES = {
     "errors": ("CifarflowError", "NonFiniteError"),
     "evaluation.comparison": ("Comparison", "mcnemar"),
     "evaluation.confidence": ("Calibration", "Mistakes", "calibration", "worst_mistakes"),
+    "evaluation.evaluate": ("Evaluation", "evaluate_model"),
     "evaluation.metrics": (
         "ClassScores",
         "class_scores",
@@ -143,9 +152,11 @@ _MODULES = {
         "per_class_accuracy",
         "top_k_accuracy",
     ),
+    "evaluation.model_files": ("load_model_file",),
     "evaluation.predict": ("Predictor", "predict", "softmax"),
     "evaluation.statistics": ("Summary", "summarise"),
     "evaluation.voting": ("Combined", "combine_outputs"),
+    "export": ("Export", "ExportError", "Exported", "export_model"),
     "models.cnn": ("cnn", "final"),
     "models.flops": ("count_flops",),
     "models.mlp": ("mlp",),
@@ -161,6 +172,7 @@ _MODULES = {
     "recipes.recipe": ("Recipe",),
     "recipes.redraw": ("batch_at", "load_recipe"),
     "recipes.run": ("train_recipe",),
+    "recipes.trained": ("Trained", "load_trained"),
     "replay": ("replay_capsule",),
     "reporting.diagram": ("model_summary", "plot_model"),
     "reporting.plots": (

@@ -55,29 +55,40 @@ _terminated: list[int] = []
 
 
 @contextlib.contextmanager
-def _quiet_import() -> Iterator[None]:
-    """Holds back what TensorFlow's libraries write to stderr while they load.
+def quiet_stderr() -> Iterator[None]:
+    """Holds back what TensorFlow's libraries write to stderr, whatever the log level.
 
-    Some of it is written before any log level can be set.  If loading fails it is shown.
+    If something fails that is not the input's fault it is shown.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except KeyboardInterrupt:
-            # TensorFlow takes seconds to load, long enough to change one's mind.
-            os.write(kept, b"\ninterrupted\n")
-            os._exit(128 + _signal_number())
+        except (CifarflowError, KeyboardInterrupt):
+            raise
         except BaseException:
             held.seek(0)
             os.write(kept, held.read())
             raise
         finally:
+            sys.stderr.flush()
             os.dup2(kept, 2)
             os.close(kept)
+
+
+@contextlib.contextmanager
+def _quiet_import() -> Iterator[None]:
+    """Keeps the libraries quiet while they load, before any log level can be set."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        with quiet_stderr():
+            yield
+    except KeyboardInterrupt:
+        # TensorFlow takes seconds to load, long enough to change one's mind.
+        os.write(2, b"\ninterrupted\n")
+        os._exit(128 + _signal_number())
 
 
 class _QuietLoader(importlib.abc.Loader):

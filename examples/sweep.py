@@ -99,4 +99,4 @@ def _command(workdir: pathlib.Path, place: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.run(main, takes_words=True)
+    cli.run(main)

@@ -21,8 +21,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# Scripts whose words are more than flags.
-TAKE_WORDS = {"examples/sweep.py"}
 # Whatever gets as far as its data has not been refused: this is where it ends.
 NO_DATA = "no-such-data"
 
@@ -63,7 +61,7 @@ def run_all(lines):
             code = None
             try:
                 with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                    cli.run(module.main, takes_words=script in TAKE_WORDS)
+                    cli.run(module.main)
             except SystemExit as end:
                 code = end.code
             except BaseException:
@@ -313,7 +311,7 @@ def scripts():
     """Every script that is run with flags."""
     for folder in ("examples", "benchmarks"):
         for path in sorted((ROOT / folder).glob("*.py")):
-            if "\n    cli.run(main" in path.read_text():
+            if "cli.run(main)" in path.read_text():
                 yield f"{folder}/{path.name}"
 
 

@@ -32,7 +32,7 @@ FLOORS = {
     "models": {"errors", "device"},
     "optimizers": {"errors", "device"},
     "training.step": {"errors", "models", "optimizers"},
-    "evaluation": {"errors", "models"},
+    "evaluation": {"errors", "untrusted", "models"},
     "training": {"errors", "device", "files", "untrusted", "data", "training.step"},
     "recipes": {
         "errors",
@@ -45,6 +45,8 @@ FLOORS = {
         "evaluation",
         "training",
     },
+    "classifier": {"errors", "untrusted", "models", "evaluation", "recipes"},
+    "export": {"errors", "untrusted", "data", "evaluation", "recipes", "classifier"},
     "trials": {
         "errors",
         "data",

@@ -274,9 +274,13 @@ def _make_forward(
 def _confidence(outputs: np.ndarray) -> np.ndarray:
     """The largest probability [N] of each image."""
     # A model may end in probabilities, and the softmax of these has another order.
-    are_probabilities = np.all(outputs >= 0) and np.allclose(outputs.sum(axis=-1), 1, atol=0.01)
-    probabilities = outputs if are_probabilities else softmax(outputs)
+    probabilities = outputs if are_probabilities(outputs) else softmax(outputs)
     return np.asarray(probabilities.max(axis=-1))
+
+
+def are_probabilities(outputs: np.ndarray) -> bool:
+    """Whether outputs [N, C] are probabilities, as those of a model that ends in a softmax."""
+    return bool(np.all(outputs >= 0) and np.allclose(outputs.sum(axis=-1), 1, atol=0.01))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

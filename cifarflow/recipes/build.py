@@ -169,6 +169,12 @@ def build_optimizer(recipe: Recipe, *, steps_per_epoch: int) -> Any:
     return scale_for(precision, SGD(schedule, **options))
 
 
+def build_averaging(recipe: Recipe) -> Any:
+    """Makes the recipe's averaging of the weights; None for none."""
+    averaging = {"none": None, "lookahead": Lookahead, "ema": WeightEMA}[recipe.averaging]
+    return averaging and averaging()
+
+
 def build_batches(recipe: Recipe, dataset: Dataset) -> ArrayBatches:
     """The batches that a recipe trains on, augmentation included.
 
@@ -264,8 +270,8 @@ def assemble(recipe: Recipe, dataset: Dataset) -> Pieces:
     freezing_stages(model.trainable_variables, freeze)
     # Each is another step to compile: none that would not be reached.
     freeze = {part: step for part, step in freeze.items() if step < total_steps}
-    averaging = {"none": None, "lookahead": Lookahead, "ema": WeightEMA}[recipe.averaging]
-    return Pieces(recipe, batches, model, optimizer, loss_fn, freeze, averaging and averaging())
+    averaging = build_averaging(recipe)
+    return Pieces(recipe, batches, model, optimizer, loss_fn, freeze, averaging)
 
 
 def predict_options(recipe: Recipe) -> dict[str, Any]:

@@ -350,6 +350,7 @@ def _summary(
         "confusion_matrix": matrix.tolist(),
         "scores": score_outputs(test.labels, outputs),
         "class_names": list(dataset.class_names),
+        "image_shape": list(dataset.image_shape),
         "weights_sha256": hash_arrays(model.variables),
         "versions": {
             "python": platform.python_version(),
