@@ -117,19 +117,20 @@ def load_classifier(
       WorkdirError, CheckpointError: see `load_trained`.
     """
     check_int("batch_size", batch_size)
+    # By os.path and not by pathlib, which raises an error for a name that is too long.
     file = pathlib.Path(os.path.expanduser(path))
     note = ""
-    if (file / "recipe.json").is_file():
+    if os.path.isfile(file / "recipe.json"):
         trained = load_trained(file)
         if not trained.is_finished:
             note = trained.describe()
         kind, shape = "run", trained.image_shape
         own: Sequence[str] | None = trained.class_names
         count, function = len(trained.class_names), _keras_function(trained.model, shape)
-    elif (file / "saved_model.pb").is_file():
+    elif os.path.isfile(file / "saved_model.pb"):
         kind, own = "saved_model", _saved_model_names(file)
         shape, count, function = _open_saved_model(file)
-    elif file.suffix == ".tflite" and file.is_file():
+    elif file.suffix == ".tflite" and os.path.isfile(file):
         kind = "tflite"
         # Not a byte is looked at twice: what is checked is what is run.
         with reading(f"model file {str(file)!r}"):
@@ -164,10 +165,10 @@ def load_classifier(
 
 def _no_model(file: pathlib.Path) -> str:
     """What is wrong with a path that is no model."""
-    if not file.exists():
+    if not os.path.exists(file):
         return f"there is no model {str(file)!r}"
     wanted = "a run's folder, a folder with a SavedModel, a .keras or a .tflite file"
-    inside = [name for name in ("model.keras", "model.tflite") if (file / name).is_file()]
+    inside = [name for name in ("model.keras", "model.tflite") if os.path.isfile(file / name)]
     hint = f": did you mean {str(file / inside[0])!r}?" if inside else ""
     return f"model must be {wanted}, not {str(file)!r}{hint}"
 
@@ -255,6 +256,8 @@ def _check_program(folder: pathlib.Path) -> None:
     if len(parsed.meta_graphs) != 1 or not parsed.meta_graphs[0].HasField("object_graph_def"):
         raise ValueError("it is none of TensorFlow 2")
     (graph,) = parsed.meta_graphs
+    if any(entry.HasField("resource") for entry in graph.object_graph_def.nodes):
+        raise ValueError("it holds a table, which is filled as it is loaded")
     functions = {function.signature.name for function in graph.graph_def.library.function}
     keeping = {name for name in functions if name.startswith(_KEEPING)}
     for function in graph.graph_def.library.function:
@@ -266,8 +269,6 @@ def _check_program(folder: pathlib.Path) -> None:
                 raise ValueError(f"it does more than arithmetic, by {node.op!r}")
     claimed = 0
     for entry in graph.object_graph_def.nodes:
-        if entry.HasField("resource"):
-            raise ValueError("it holds a table, which is filled as it is loaded")
         if entry.HasField("variable"):
             sides = [side.size for side in entry.variable.shape.dim]
             claimed += math.prod(sides) * tf.as_dtype(entry.variable.dtype).size

@@ -11,7 +11,7 @@ others are shown all the same, and the exit status is 2.
 
 from __future__ import annotations
 
-import pathlib
+import warnings
 
 import numpy as np
 from absl import flags
@@ -36,15 +36,17 @@ def main(words: list[str]) -> None:
     if len(words) < 2 or not all(word.strip() for word in words):
         raise ConfigError(f"predict.py must be given MODEL IMAGE..., not {words!r}")
     model, *paths = words
-    with cli.quiet_stderr():
+    # TensorFlow's libraries talk on stderr; what Python warns of is worth reading.
+    with cli.quiet_stderr(), warnings.catch_warnings(record=True) as said:
         classifier = cf.load_classifier(model, class_names=FLAGS.class_names)
-    console = Console(highlight=False)
+    notes = [str(warning.message) for warning in said]
     if classifier.note:
-        console.print(Text(f"this is {one_line(classifier.note)}", "yellow"))
+        notes.append(f"this is {classifier.note}")
     if not classifier.has_names:
-        console.print(
-            Text("the model has no class names with it; give --class_names=...", "yellow")
-        )
+        notes.append("the model has no class names with it: give --class_names=A,B,...")
+    console = Console(highlight=False)
+    for note in notes:
+        console.print(Text(one_line(note), "yellow"))
     images, refused = {}, []
     for path in dict.fromkeys(paths):
         try:
@@ -65,7 +67,7 @@ def show(
     console: Console, path: str, row: np.ndarray, *, class_names: tuple[str, ...], top: int
 ) -> None:
     """Prints the likeliest classes of one image, each with a bar."""
-    console.print(Text(one_line(pathlib.Path(path).name), "bold"))
+    console.print(Text(one_line(path), "bold"))
     table = Table.grid(padding=(0, 2))
     # Of one width for all images, so that the bars are below each other.
     table.add_column(width=max(len(one_line(name, length=30)) for name in class_names) + 2)

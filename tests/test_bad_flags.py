@@ -149,6 +149,7 @@ def bad_fields():
 LONG, DEEP = "x" * 20_000, "[" * 50_000
 HOSTILE = ["", "=", "==", ",", "a", "a=", "=a", "a=1,a=2", "{", "}", "[]", '{"a"', "{1: 2}", LONG]
 HOSTILE += [f'{{"a": {DEEP}']
+KINDS = ("keras", "tflite", "h5", "pb", "")
 BY_HAND = {
     "examples/train.py": [
         *(f"--model_options={text}" for text in HOSTILE if text not in ("", "a=", "==")),
@@ -238,6 +239,20 @@ BY_HAND = {
         *("--images=0", "--images=-1", "--images=x", "--seed=-1", "--seed=2147483648"),
         *("--data=cifar100", "--out=x.jpg", "--out=", "--out", "--epochs=3", "flip"),
     ],
+    "examples/export.py": [
+        *("", "--workdir=", "--workdir= ", "--workdir=no/such", "--workdir=.", "--workdir"),
+        *("--workdir=no/such --formats=onnx", "--formats=", "--formats=keras,,tflite"),
+        *("--workdir=no/such --which=newest", "--workdir=no/such --split=all", "--out="),
+        *("--examples=0", "--examples=-1", "--examples=x", "--examples=1.5", "--out"),
+        *("--max_accuracy_loss=2", "--max_accuracy_loss=nan", "--max_accuracy_loss=x"),
+        *("--workdir=no/such runs", "--data_dir", "--epochs=2"),
+    ],
+    "examples/predict.py": [
+        *("", "no/such.keras", "--top=0", "--top=x", "--top=-1", "--top=1.5", "--top", "--bottom"),
+        *(f"--top={place}|no/such.{kind}|x.png" for place in (1, 2) for kind in KINDS),
+        *(".|x.png", "/dev/null|x.png", "no/such|x.png", "a| ", "|x.png", "x.png|no/such.keras"),
+        *("--class_names=a|no/such.keras|x.png", "\x1b[31m.tflite|x.png", f"{LONG}|x.png"),
+    ],
     "benchmarks/step_time.py": [
         *("--models=", "--models=vgg", "--models=lab_cnn,", "--precisions=half", "--precisions="),
         *("--batch_sizes=", "--batch_sizes=0", "--batch_sizes=-1", "--batch_sizes=32,x"),
@@ -325,7 +340,8 @@ def command_lines():
         for flag in flags:
             # Several flags in one text are several words.
             words = flag.split(" --")
-            yield script, [words[0], *(f"--{word}" for word in words[1:])]
+            first = words[0].split("|") if script == "examples/predict.py" else words[:1]
+            yield script, [*first, *(f"--{word}" for word in words[1:])]
     for name in SHARED:
         for flag in FOR_SHARED:
             words = flag.split(" --")

@@ -68,6 +68,11 @@ def evaluate_model(
         raise DataError(
             f"examples must be images and labels, not {type(examples).__name__}"
         ) from None
+    if images.ndim and labels.shape != images.shape[:1]:
+        raise DataError(
+            f"images and labels must be equally many, not {list(images.shape)} and "
+            f"{list(labels.shape)}"
+        )
     outputs = predict(model, images, batch_size=batch_size, tta=tta)
     if outputs.ndim != 2:
         raise ConfigError(
@@ -82,10 +87,6 @@ def evaluate_model(
             f"not {classes}"
         )
     matrix = confusion_matrix(labels, outputs.argmax(-1), num_classes=classes)
-    if len(labels) != len(images):
-        raise DataError(
-            f"images and labels must be equally many, not {len(images)} and {len(labels)}"
-        )
     rows = np.arange(len(labels))
     if are_probabilities(outputs):
         probabilities = outputs

@@ -23,7 +23,7 @@ import tensorflow as tf
 from keras.src.backend.common import global_state
 
 from cifarflow.errors import DataError
-from cifarflow.untrusted import open_npz, parse_json, reading
+from cifarflow.untrusted import open_npz, parse_json, reading, shown
 
 # Where an exported file keeps its class names, one a line.
 LABELS_NAME = "labels.txt"
@@ -189,8 +189,29 @@ def _check_arrays(file: Any, size: int) -> int:
     return total
 
 
+def _check_classes(config: Any) -> None:
+    """Refuses classes that are neither Keras's nor registered, before anything looks for them."""
+    nodes = [config]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            nodes += node.values()
+            package = str(node.get("module") or "keras").partition(".")[0]
+            is_known = package in ("keras", "builtins") or (
+                keras.saving.get_registered_object(str(node.get("registered_name"))) is not None
+            )
+            if "class_name" in node and not is_known:
+                raise ValueError(
+                    f"its class {shown(node['class_name'])} is not known: register it, by "
+                    "keras.saving.register_keras_serializable, before"
+                )
+        elif isinstance(node, list):
+            nodes += node
+
+
 def _check_size(config: Any, stored_bytes: int) -> None:
     """Builds the model without any memory for its weights, and compares these with the file's."""
+    _check_classes(config)
     pending = global_state.get_global_attribute(_PENDING, [])
     try:
         # Here variables have a shape and no value.
