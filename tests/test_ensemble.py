@@ -505,7 +505,7 @@ def test_data_that_is_loaded(tmp_path, monkeypatch):
 
 @pytest.fixture
 def runner(monkeypatch):
-    """A function of command-line words that runs examples/ensemble.py in this process."""
+    """A function of an example and command-line words that runs it in this process."""
     import functools
     import importlib.util
     import sys
@@ -515,17 +515,19 @@ def runner(monkeypatch):
     from cifarflow import cli
 
     before = set(flags.FLAGS)
-    for kind in ("boolean", "enum", "float", "integer", "string"):
+    # Scripts have flags of the same names.
+    for kind in ("boolean", "enum", "float", "integer", "list", "string"):
         define = functools.partial(getattr(flags, f"DEFINE_{kind}"), allow_override=True)
         monkeypatch.setattr(flags, f"DEFINE_{kind}", define)
-    path = Path(__file__).resolve().parents[1] / "examples" / "ensemble.py"
-    spec = importlib.util.spec_from_file_location("ensemble_example", path)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
 
-    def run(*words):
+    def run(name, *words):
+        path = Path(__file__).resolve().parents[1] / "examples" / name
+        spec = importlib.util.spec_from_file_location("example", path)
+        example = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "example", example)
+        spec.loader.exec_module(example)
         saved = flagsaver.save_flag_values()
-        monkeypatch.setattr(sys, "argv", ["ensemble.py", *words])
+        monkeypatch.setattr(sys, "argv", [name, *words])
         try:
             with pytest.raises(SystemExit) as end:
                 cli.run(example.main)
@@ -544,7 +546,7 @@ def test_the_runner(runner, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["--recipe=lab_mlp", "--members=2", "--epochs=1", "--batch_size=8", "--seed=5"]
     words += ["--model_options=units=8", "--precision=float32", "--noprogress", "--workdir=two"]
-    assert not runner(*words)
+    assert not runner("ensemble.py", *words)
     out = capsys.readouterr().out
     record = json.loads((tmp_path / "two" / "ensemble.json").read_text())
     rows = [[c.strip() for c in line.split("|")[1:-1]] for line in out.splitlines() if "|" in line]
@@ -560,9 +562,9 @@ def test_the_runner(runner, monkeypatch, tmp_path, capsys):
     assert "picture: two/ensemble.png" in out
     assert (tmp_path / "two" / "ensemble.png").read_bytes().startswith(b"\x89PNG")
     # Again it is refused; with --resume shown again.
-    assert runner(*words) == 2
+    assert runner("ensemble.py", *words) == 2
     assert "holds a run of this recipe already" in capsys.readouterr().err
-    assert not runner(*words, "--resume", "--noplots")
+    assert not runner("ensemble.py", *words, "--resume", "--noplots")
     again = capsys.readouterr().out
     assert again.splitlines() == [x for x in out.splitlines() if not x.startswith("picture")]
 
@@ -578,10 +580,29 @@ def test_the_runner_without_a_folder_tunes(runner, monkeypatch, tmp_path, capsys
     monkeypatch.chdir(tmp_path)
     words = "--recipe=fast75 --model=mlp --optimizer=sgd --members=1 --epochs=1 --batch_size=8"
     words += " --model_options=units=8 --precision=float32 --tune --noplots"
-    assert not runner(*words.split(), "--learning_rate_scales={}", "--freeze={}")
+    assert not runner("ensemble.py", *words.split(), "--learning_rate_scales={}", "--freeze={}")
     out = capsys.readouterr().out
     assert "validation accuracy on 20 images" in out
     assert asked == [0.1]
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("ensemble-fast75-")
     assert f"all files in runs/{folder.name}" in out
+
+
+def test_the_labs_runs_of_several_seeds_are_an_ensemble(runner, monkeypatch, tmp_path, capsys):
+    dataset = tiny.dataset()
+    monkeypatch.setattr("cifarflow.load_recipe_data", lambda *_, **__: dataset)
+    words = ["--recipes=lab_mlp", "--seeds=2", "--epochs=1", "--batch_size=8", "--noprogress"]
+    words += ["--model_options=units=8", "--precision=float32", "--noplots"]
+    assert not runner("lab.py", *words, f"--workdir={tmp_path}")
+    last = capsys.readouterr().out.splitlines()[-1]
+    found = combine_outputs(
+        np.load(tmp_path / f"lab_mlp-{seed}" / "test_outputs.npy") for seed in (0, 1)
+    )
+    by_average, by_vote = (
+        (predicted == dataset.test.labels).mean() for predicted in (found.by_average, found.by_vote)
+    )
+    assert last == (
+        f"2 of lab_mlp as an ensemble: test accuracy {by_average:.4f} by average of probabilities, "
+        f"{by_vote:.4f} by majority vote"
+    )

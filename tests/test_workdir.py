@@ -381,8 +381,14 @@ def test_mistakes_come_back(tmp_path):
         ({"predicted": np.array([0, -1], np.int32)}, r"its predicted are not within 0\.\.2"),
         ({"indices": np.array([0, -1], np.int32)}, "its indices are not within 0"),
         ({"indices": np.array([0], np.int32)}, "its arrays are of 1, 2 mistakes"),
-        ({"probabilities": np.full((2, 3), np.nan, np.float32)}, r"not within 0\.\.1"),
-        ({"probabilities": np.full((2, 3), 2, np.float32)}, r"not within 0\.\.1"),
+        (
+            {"probabilities": np.full((2, 3), np.nan, np.float32)},
+            r"its probabilities are not within 0\.\.1",
+        ),
+        (
+            {"probabilities": np.full((2, 3), 2, np.float32)},
+            r"its probabilities are not within 0\.\.1",
+        ),
         ({"probabilities": np.full(2, 0.5, np.float32)}, "its probabilities are float32 of shape"),
         ({"more": np.zeros(2)}, "it has not the members images, labels"),
     ],
