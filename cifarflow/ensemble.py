@@ -14,9 +14,10 @@ folder are
     members/seed_S/member.json      what its training took; written last
     ensemble.json                   what came of them all
 
-One after the other is also the faster way.  Five convolutions of fast75 stacked into one of five
-groups took 1.2 to 2.0 times as long, forward and backward on two Zen 4 cores (float32 and bfloat16,
-TensorFlow 2.21), and `tf.vectorized_map` 1.0 to 2.3 times: a step is bound by its arithmetic.
+One after the other is also the faster way.  Five convolutions of fast75's sizes stacked into one of
+five groups took 1.2 to 2.0 times as long, forward and backward (the best of five calls each, two
+Zen 4 cores that others used too, float32 and bfloat16, TensorFlow 2.21), and `tf.vectorized_map`
+1.0 to 2.3 times.
 """
 
 from __future__ import annotations

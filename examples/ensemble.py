@@ -80,6 +80,7 @@ def table(ensemble: cf.Ensemble, dataset: cf.Dataset) -> str:
     lines = [
         f"{size} of {recipe.name} on {dataset.name}: {ensemble.read} accuracy on {len(images):,} "
         f"images, in {recipe.precision}; TTA is {recipe.tta} of {recipe.tta_share:.0%}",
+        "",
         "| model | one view | with TTA | seconds of training | resident MB after it |",
         "|---|---:|---:|---:|---:|",
     ]
@@ -99,7 +100,7 @@ def table(ensemble: cf.Ensemble, dataset: cf.Dataset) -> str:
     lines.append(row(f"{size} by average", ensemble.average, seconds))
     lines.append(row(f"{size} by vote", ensemble.vote, seconds))
     lines.append(
-        f"one {ensemble.one[0]:.4f}, {size} by average {ensemble.average[0]:.4f}, {size} by "
+        f"\none {ensemble.one[0]:.4f}, {size} by average {ensemble.average[0]:.4f}, {size} by "
         f"average with TTA {ensemble.average[1]:.4f}; all files in {ensemble.workdir}"
     )
     return "\n".join(lines)
