@@ -94,6 +94,7 @@ def test_train_without_data_and_network(tmp_path, env):
     assert names == {
         "recipe.json",
         "metrics.jsonl",
+        "metrics.csv",
         "test_outputs.npy",
         "test_labels.npy",
         "mistakes.npz",

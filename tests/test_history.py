@@ -1,5 +1,7 @@
 """The run's log, on disk and in memory."""
 
+import csv
+import functools
 import json
 import math
 import resource
@@ -264,3 +266,148 @@ def test_half_a_row_is_taken_back(tmp_path):
     assert path.read_bytes() == whole
     add(history, 3)
     assert [row["step"] for row in History.load(path).rows] == [1, 2, 3]
+
+
+# --- the table ------------------------------------------------------------------------------
+
+
+def table_of(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def as_cells(rows):
+    return [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
+
+
+def both(folder, **options):
+    return History(folder / "metrics.jsonl", table=folder / "metrics.csv", **options)
+
+
+def again(folder):
+    return History.load(folder / "metrics.jsonl", table=folder / "metrics.csv")
+
+
+def agree(folder):
+    """Whether the table has what the log has."""
+    return table_of(folder / "metrics.csv") == as_cells(rows_on_disk(folder / "metrics.jsonl"))
+
+
+def test_the_table_has_the_rows_of_the_log(tmp_path):
+    history = both(tmp_path, tags={"dataset": "standin"})
+    add(history, 3, learning_rate=0.01, images_per_second=1234.5678)
+    assert agree(tmp_path)
+    add(history, 3, "validation", loss=math.nan)
+    assert agree(tmp_path)
+    text = (tmp_path / "metrics.csv").read_text()
+    assert text.splitlines() == [
+        "step,epoch,split,loss,accuracy,learning_rate,images_per_second,dataset",
+        "3,0.3,train,1.5,0.25,0.01,1234.6,standin",
+        "3,0.3,validation,,0.25,,,standin",
+    ]
+    history.to_csv(tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_text() == text
+    with pytest.raises(WorkdirError, match="cannot write log"):
+        history.to_csv(tmp_path / "metrics.csv" / "below.csv")
+
+
+def test_columns_are_all_that_some_row_has(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 1, "split": "train", "epoch": 1.0, "note": true}\n')
+    history = History.load(log, table=tmp_path / "metrics.csv", tags={"dataset": "x"})
+    history.rewind(1)
+    add(history, 2)
+    found = table_of(tmp_path / "metrics.csv")
+    assert list(found[0]) == [*KEYS, "note", "dataset"]
+    assert [row["note"] for row in found] == ["true", ""]
+    assert [row["dataset"] for row in found] == ["", "x"]
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "  =1", "\uff1d1", '=1","=2']
+
+
+@pytest.mark.parametrize("text", [*FORMULAS, 'a,"b"\nc', "ordinary", "", "\ud800"])
+def test_no_text_is_a_formula(tmp_path, text):
+    history = History(tags={text: text})
+    add(history, -5)
+    history.to_csv(tmp_path / "table.csv")
+    (row,) = table_of(tmp_path / "table.csv")
+    expected = f"'{text}" if text in FORMULAS else text.replace("\ud800", "?")
+    expected = expected.replace("\r", "\n")
+    assert row[expected] == expected
+    assert row["step"] == "-5"  # a number is one
+
+
+@pytest.mark.parametrize("damage", ["cut", "longer", "removed", "a row behind", "a folder's"])
+def test_the_table_is_right_again_after_whatever_happened(tmp_path, damage):
+    history, table = both(tmp_path), tmp_path / "metrics.csv"
+    add(history, 1)
+    before = table.read_bytes()
+    add(history, 2)
+    whole = table.read_bytes()
+    if damage == "cut":
+        table.write_bytes(whole[:-7])
+    elif damage == "longer":
+        table.write_bytes(whole + b"3,")
+    elif damage == "removed":
+        table.unlink()
+    elif damage == "a row behind":
+        table.write_bytes(before)
+    else:
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+    # A run that goes on; and one that was killed, whose log is rewound.
+    add(history, 3)
+    assert agree(tmp_path)
+    table.write_bytes(before)
+    resumed = again(tmp_path)
+    resumed.rewind(2)
+    assert agree(tmp_path)
+    assert len(table_of(table)) == 2
+    add(resumed, 4)
+    assert agree(tmp_path)
+
+
+def test_a_table_without_room_is_told_once_and_written_later(tmp_path):
+    history = both(tmp_path)
+    add(history, 1)
+    table = tmp_path / "metrics.csv"
+    whole = table.read_bytes()
+    table.unlink()
+    table.mkdir()
+    with pytest.warns(UserWarning, match=r"cannot write log .*csv.*; trying again") as told:
+        list(map(functools.partial(add, history), (2, 3)))
+    assert len(told) == 1
+    assert rows_on_disk(tmp_path / "metrics.jsonl") == history.rows
+    with pytest.raises(WorkdirError, match=r"cannot write log .*csv"):
+        history.flush()
+    table.rmdir()
+    history.flush()
+    assert agree(tmp_path)
+    # Half a row is taken back, as in the log; that file is longer already.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    long = both(tmp_path, tags={"x" * 300: "y"})
+    long.rewind(0)
+    add(long, 1)
+    whole = table.read_bytes()
+    log = (tmp_path / "metrics.jsonl").read_bytes()
+    room = max(len(whole) + 10, len(log) + 1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.warns(UserWarning, match="File too large"):
+            add(long, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert table.read_bytes() == whole
+    add(long, 3)
+    assert agree(tmp_path)
+
+
+def test_a_log_that_starts_anew_leaves_no_old_table(tmp_path):
+    add(both(tmp_path), 1)
+    (tmp_path / "metrics.jsonl").unlink()
+    both(tmp_path).rewind(0)
+    assert table_of(tmp_path / "metrics.csv") == []
+    History().rewind(0)

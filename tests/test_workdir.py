@@ -78,7 +78,8 @@ def test_another_recipe_is_refused(tmp_path, resume, change, quoted):
 
 @pytest.mark.parametrize("resume", [False, True])
 @pytest.mark.parametrize(
-    "stray", ["metrics.jsonl", "checkpoints", "summary.json", "members", "ensemble.json"]
+    "stray",
+    ["metrics.jsonl", "metrics.csv", "checkpoints", "summary.json", "members", "ensemble.json"],
 )
 def test_files_of_an_unknown_run_are_refused(tmp_path, stray, resume):
     (tmp_path / stray).write_text("kept")
@@ -152,8 +153,8 @@ def test_a_folder_that_cannot_be_made_anew(tmp_path):
 def test_what_a_finished_run_lacks(tmp_path):
     workdir = Workdir(tmp_path)
     workdir.open(RECIPE)
-    files = ["metrics.jsonl", "test_outputs.npy", "test_labels.npy", "mistakes.npz"]
-    files += ["summary.json", "checkpoints/a"]
+    files = ["metrics.jsonl", "metrics.csv", "test_outputs.npy", "test_labels.npy"]
+    files += ["mistakes.npz", "summary.json", "checkpoints/a"]
     assert workdir.missing(tmp_path / "checkpoints" / "a") == files
     (tmp_path / "checkpoints").mkdir()
     for name in files:

@@ -8,17 +8,23 @@ A row is {"step", "epoch", "split", "loss", "accuracy", "learning_rate", "images
 the tags; what an event does not have is null.  Each row is in the file when `add` returns, unless
 that cannot be written: then it is with the next row that can, or `flush` raises.  A log that
 was removed meanwhile is written again from its first row.
+
+With `table=workdir / "metrics.csv"` the same rows are kept as a table too, for spreadsheets:
+
+    history.to_csv("some/table.csv")  # or once, for a script
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import math
 import os
 import pathlib
+import unicodedata
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -32,6 +38,8 @@ Row = dict[str, Any]
 _MOST_ROWS = 1_000_000
 _ROW_LIMIT = 10_000
 _NUMBERS = ("epoch", "loss", "accuracy", "learning_rate", "images_per_second")
+# Those that every row has, in the order of a table.
+_COLUMNS = ("step", "epoch", "split", *_NUMBERS[1:])
 
 
 class History:
@@ -42,6 +50,8 @@ class History:
       tags: keys and values written into every row.
       prepare: called before the file is written, such as `Workdir.ensure`; the WorkdirError that it
         may raise is as if the file could not be.
+      table: a CSV file that is kept to the same rows, beside path; where it is something else, as
+        after a crash, the next row writes it anew.
 
     Attributes:
       rows: all rows so far, oldest first.
@@ -54,6 +64,7 @@ class History:
         *,
         tags: Mapping[str, Any] | None = None,
         prepare: Callable[[], object] = lambda: None,
+        table: str | os.PathLike[str] | None = None,
     ) -> None:
         self.rows: list[Row] = []
         self.listeners: list[Callable[[Row], None]] = []
@@ -61,6 +72,10 @@ class History:
         self._tags = dict(tags or {})
         self._prepare = prepare
         self._unwritten: list[Row] = []
+        self._is_told = False
+        self._table = pathlib.Path(table) if table is not None else None
+        # What the table has: bytes, rows and columns.
+        self._tabled: tuple[int, int, list[str]] = (0, 0, [])
 
     def add(
         self,
@@ -99,13 +114,13 @@ class History:
         }
         self.rows.append(row)
         if self._path is not None:
-            is_first = not self._unwritten
             self._unwritten.append(row)
             try:
                 self.flush()
             except WorkdirError as error:
                 # A full disk may have room again; training need not end for it.
-                if is_first:
+                if not self._is_told:
+                    self._is_told = True
                     # With the step, since Python shows the same text once only.
                     warnings.warn(
                         f"{error}; trying again with each row after that of step {step}",
@@ -123,26 +138,66 @@ class History:
         if self._path is None or not self.rows:
             return
         self._prepare()
-        if not self._unwritten and os.path.exists(self._path):
+        if self._unwritten or not os.path.exists(self._path):
+            try:
+                # Unbuffered: what was written is known when it fails.
+                with self._path.open("ab", buffering=0) as file:
+                    end = file.seek(0, os.SEEK_END)
+                    # Where nothing is, those that were written before are gone.
+                    rows = self._unwritten if end else self.rows
+                    _append(file, "".join(json.dumps(row) + "\n" for row in rows).encode(), end)
+            except OSError as error:
+                raise WorkdirError(
+                    f"cannot write log {str(self._path)!r}: {error.strerror}"
+                ) from error
+            self._unwritten = []
+        self._write_table()
+        self._is_told = False
+
+    def _write_table(self) -> None:
+        """Brings the table to the rows, by as little as is needed.
+
+        Raises:
+          WorkdirError: if it cannot be written.
+        """
+        if self._table is None:
             return
+        size, count, columns = self._tabled
         try:
-            # Unbuffered: what was written is known when it fails.
-            with self._path.open("ab", buffering=0) as file:
-                end = file.seek(0, os.SEEK_END)
-                # Where nothing is, those that were written before are gone.
-                rows = self._unwritten if end else self.rows
-                try:
-                    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-                    while data:
-                        data = data[file.write(data) :]
-                except OSError:
-                    # Half a row would spoil the one after it.
-                    with suppress(OSError):
-                        file.truncate(end)
-                    raise
-        except OSError as error:
-            raise WorkdirError(f"cannot write log {str(self._path)!r}: {error.strerror}") from error
-        self._unwritten = []
+            is_ours = size > 0 and os.path.getsize(self._table) == size
+        except OSError:
+            is_ours = False
+        if is_ours and count == len(self.rows):
+            return
+        if is_ours and _columns_of(self.rows[count:], columns) == columns:
+            try:
+                with self._table.open("ab", buffering=0) as file:
+                    data = _lines_of(self.rows[count:], columns)
+                    _append(file, data, size)
+            except OSError as error:
+                raise WorkdirError(
+                    f"cannot write log {str(self._table)!r}: {error.strerror}"
+                ) from error
+            self._tabled = (size + len(data), len(self.rows), columns)
+        else:
+            # A file that is not as this left it, or a column more.
+            columns, size = _write_table(self._table, self.rows)
+            self._tabled = (size, len(self.rows), columns)
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Writes the rows as a table: CSV, UTF-8, a heading, a line a row, whole or not at all.
+
+        Columns are those of every row, then all that some row has besides, as the tags.  What a row
+        does not have is empty.  Texts that a spreadsheet would take for a formula begin with an
+        apostrophe.
+
+        Args:
+          path: where to; a file that is there is replaced.
+
+        Raises:
+          WorkdirError: if it cannot be written.
+        """
+        _write_table(pathlib.Path(path), self.rows)
 
     def unwritten(self) -> list[Row]:
         """The newest rows, as many as could not be written yet."""
@@ -203,6 +258,9 @@ class History:
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
         with replacing(self._path, what="log") as file:
             file.write(text.encode())
+        self._tabled = (0, 0, [])
+        if self.rows or (self._table is not None and self._table.exists()):
+            self._write_table()
         return max(0, (most or 0) - len(self.rows))
 
     @classmethod
@@ -212,6 +270,7 @@ class History:
         *,
         tags: Mapping[str, Any] | None = None,
         prepare: Callable[[], object] = lambda: None,
+        table: str | os.PathLike[str] | None = None,
     ) -> History:
         """Reads a log back; a last line cut short by a crash is dropped.
 
@@ -219,11 +278,12 @@ class History:
           path: the file, which later rows are appended to.
           tags: of later rows.
           prepare: called before the file is written.
+          table: kept to the same rows from the next one on.
 
         Raises:
           DataError: if the file cannot be read, or another line is not a row.
         """
-        history = cls(path, tags=tags, prepare=prepare)
+        history = cls(path, tags=tags, prepare=prepare, table=table)
         name = repr(str(path))
         with (
             reading(name, failing="is not a readable log of a run"),
@@ -264,6 +324,51 @@ def _read_row(line: str) -> Row:
     if not all(math.isfinite(v) for v in row.values() if isinstance(v, (int, float))):
         raise ValueError
     return row
+
+
+def _append(file: io.FileIO, data: bytes, end: int) -> None:
+    """Writes at the end of a file; if not all of it can be, nothing is, and the error comes."""
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError:
+        # Half a row would spoil the one after it.
+        with suppress(OSError):
+            file.truncate(end)
+        raise
+
+
+def _write_table(path: pathlib.Path, rows: Sequence[Row]) -> tuple[list[str], int]:
+    """Writes a whole table; returns its columns and its bytes."""
+    columns = _columns_of(rows, _COLUMNS)
+    data = _lines_of([{name: name for name in columns}], columns) + _lines_of(rows, columns)
+    with replacing(path, what="log") as file:
+        file.write(data)
+    return columns, len(data)
+
+
+def _columns_of(rows: Iterable[Row], known: Iterable[str]) -> list[str]:
+    """The columns of a table of such rows: those known, then others as they come."""
+    return list(dict.fromkeys([*known, *(name for row in rows for name in row)]))
+
+
+def _lines_of(rows: Iterable[Row], columns: Sequence[str]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([_cell(row.get(name)) for name in columns] for row in rows)
+    # A text from a file may hold half of a character, which JSON has a way to write.
+    return text.getvalue().encode(errors="replace")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        # Spaces before a formula do not keep it from being one, nor do signs of full width.
+        first = unicodedata.normalize("NFKC", value.lstrip()[:1])
+        is_formula = first in tuple("=+-@") or value[:1] in tuple("\t\r\n")
+        # Older versions of Python leave this one unquoted, where it would end the row.
+        value = value.replace("\r", "\n")
+        return f"'{value}" if is_formula else value
+    return "" if value is None else json.dumps(value)
 
 
 def _finite(value: float | None) -> float | None:

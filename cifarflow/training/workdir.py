@@ -8,6 +8,7 @@ In the folder are
 
     recipe.json         the recipe, with every "auto" replaced by what was used
     metrics.jsonl       the log, a line an event
+    metrics.csv         the same as a table
     checkpoints/        the state, a file a step
     capsules/           steps whose numbers were not finite, a folder each
     test_outputs.npy    the model's outputs for the test set
@@ -137,6 +138,11 @@ class Workdir:
         """The log."""
         return self.path / "metrics.jsonl"
 
+    @property
+    def table(self) -> pathlib.Path:
+        """The log as a table."""
+        return self.path / "metrics.csv"
+
     def open(self, recipe: Mapping[str, Any], *, resume: bool = False) -> bool:
         """Makes the folder ready for a run, and overwrites nothing.
 
@@ -196,7 +202,7 @@ class Workdir:
         found = self.read_json("recipe.json")
         if found is None:
             others = (self.path / name for name in ("summary.json", "members", "ensemble.json"))
-            ours = (self.metrics, self.checkpoints, *others)
+            ours = (self.metrics, self.table, self.checkpoints, *others)
             left = next((path for path in ours if self._exists(path)), None)
             if left is not None:
                 raise WorkdirError(
@@ -268,7 +274,7 @@ class Workdir:
           WorkdirError: if the folder cannot be read.
         """
         tested = ("test_outputs.npy", "test_labels.npy", "mistakes.npz")
-        names = ("recipe.json", "metrics.jsonl", *tested, "summary.json")
+        names = ("recipe.json", "metrics.jsonl", "metrics.csv", *tested, "summary.json")
         every = [*(self.path / name for name in names), *paths]
         return [str(path.relative_to(self.path)) for path in every if not self._exists(path)]
 
