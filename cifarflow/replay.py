@@ -75,6 +75,7 @@ def replay_capsule(capsule: str | os.PathLike[str] | Capsule) -> Findings:
             loss_fn=cross_entropy(label_smoothing=recipe.label_smoothing),
             freeze=freeze,
             jit_compile=recipe.jit_compile == "true",
+            accumulate_steps=recipe.accumulate_steps,
         )
 
 

@@ -123,14 +123,19 @@ class Trials:
       traces: how often the training step has been traced, which is once.
 
     Raises:
-      ConfigError: if a value is out of range, does not fit the data, or the images are too many to
-        draw batches within the compiled call.
+      ConfigError: if a value is out of range, does not fit the data, the images are too many to
+        draw batches within the compiled call, or the recipe stops early.
       DataError: if there are no images to read in the end, or the model cannot take its weights
         from the training images, such as too few patches to whiten by.
     """
 
     def __init__(self, recipe: Recipe, dataset: Dataset, *, read: str = "test") -> None:
         self._read = check_choice("read", read, READ_CHOICES)
+        if recipe.patience_epochs:
+            raise ConfigError(
+                "patience_epochs must be 0 for trials, which all run to their end, not "
+                f"{recipe.patience_epochs!r}"
+            )
         dataset = limit_as_asked(recipe, dataset)
         self._split = dataset.test if read == "test" else dataset.validation
         if not len(self._split):
@@ -154,6 +159,7 @@ class Trials:
             loss_fn=pieces.loss_fn,
             freeze=pieces.freeze,
             jit_compile=jit_compile,
+            accumulate_steps=self.recipe.accumulate_steps,
         )
         step = self._train_step
         if pieces.averaging is not None:

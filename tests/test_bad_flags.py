@@ -91,7 +91,7 @@ from test_recipes import BAD  # noqa: E402
 NUMBERS = "limit_examples batch_size eval_batch_size epochs learning_rate momentum decay l2 seed"
 NUMBERS += " validation_fraction warmup_epochs drop_factor weight_decay clip_norm label_smoothing"
 NUMBERS += " learning_rate_examples muon_momentum start_fraction peak_fraction end_fraction"
-NUMBERS += " tta_share image_size"
+NUMBERS += " tta_share image_size accumulate_steps patience_epochs"
 NUMBERS = NUMBERS.split()
 # What is wrong as a Python value and right as a flag's text, or wrong only for a model or its data.
 FINE = {
@@ -183,6 +183,7 @@ BY_HAND = {
         *("--eval_batch_size=99999999999999999999", "--eval_batch_size=2147483648"),
         *("--momentum=0", "--seed=2147483648", "--seed=99999999999999999999", "--epochs=1e999"),
         *("--batch_size=1e2", "--batch_size=32 64", "--batch_size=", "--batch-size=3", "-batch=3"),
+        *("--recipe=lab_cnn --accumulate_steps=5", "--batch_size=30 --accumulate_steps=4"),
         *("--stderrthreshold=x", "--verbosity=x", "--logger_levels=a:b", "--logger_levels=a"),
         *("--flagfile=no/such", "--flagfile=.", "--pdb=x", "--logtostderr=x", "--v=x"),
         *("--precision=fp32", "--precision=float32 ", "--jit_compile=1", "--tta=all"),

@@ -66,7 +66,12 @@ def state_of(pieces):
 def kept(folder, pieces, batch, **changes):
     """Saves a capsule of the next step; returns what was found."""
     found = examine_step(
-        pieces.model, pieces.optimizer, *batch, loss_fn=pieces.loss_fn, freeze=pieces.freeze
+        pieces.model,
+        pieces.optimizer,
+        *batch,
+        loss_fn=pieces.loss_fn,
+        freeze=pieces.freeze,
+        accumulate_steps=pieces.recipe.accumulate_steps,
     )
     values = {
         "images": batch[0],
@@ -233,6 +238,7 @@ def test_other_kinds_of_batches(tmp_path, labels, dtype):
         ("lab_dropout", {"augment": "flip,crop:1"}),
         # Frozen before that step, in part.
         ("fast75", {"freeze": {"whitening/bias": 0.5}}),
+        ("lab_dropout", {"accumulate_steps": 2}),
         ("lab_mlp", {"precision": "mixed_float16", "model_options": {"units": (8,), "l2": 0.01}}),
     ],
 )

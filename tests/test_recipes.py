@@ -77,8 +77,10 @@ BAD = {
     "validation_split": ["first", None],
     "limit_examples": [-1, 1.5, NAN, "10", None, True],
     "batch_size": [0, -1, 1.5, NAN, INF, "32", None, True],
+    "accumulate_steps": [0, -1, 1.5, NAN, "2", None, True],
     "eval_batch_size": [0, -1, 1.5, NAN, "32", None, True],
     "epochs": [0, -1, NAN, INF, "5", None, True],
+    "patience_epochs": [-1, 1.5, NAN, "3", None, True],
     "learning_rate": [0, -0.1, NAN, INF, "0.1", None, True],
     "momentum": [-0.1, 1.0, 1.5, NAN, "0.9", None, True],
     "nesterov": ["yes", 1, None],
@@ -143,6 +145,7 @@ def test_bad_values(name, value):
         ({"momentum": 0.0}, "nesterov must be False, or True with momentum > 0, not True"),
         ({"schedule": "piecewise"}, r"drop_epochs must be given .* not \(\) with schedule=piece"),
         ({"drop_epochs": (1.0,)}, r"drop_epochs must be given .* not \(1.0,\) with schedule=inv"),
+        ({"accumulate_steps": 5}, "accumulate_steps must divide the batch size of 32, not 5"),
         ({"epochs": 1.0, "warmup_epochs": 1.5}, r"warmup_epochs must be at most epochs \(1\)"),
     ],
 )
@@ -318,6 +321,9 @@ CHANGES = [
     {"limit_examples": 32},
     {"batch_size": 16},
     {"epochs": 2},
+    # Stopped after the second.
+    {"epochs": 4, "schedule": "constant", "learning_rate": 100.0, "patience_epochs": 1},
+    {"accumulate_steps": 2, **SMALL_SPEEDNET},
     {"learning_rate": 0.02},
     {"learning_rate_examples": 3},
     {"learning_rate_scales": {"bias": 3}},
@@ -546,6 +552,7 @@ def test_the_files_of_a_run(standin_run):
     assert names == {
         "recipe.json",
         "metrics.jsonl",
+        "metrics.csv",
         "test_outputs.npy",
         "test_labels.npy",
         "mistakes.npz",
@@ -995,6 +1002,23 @@ def test_what_does_not_fit_the_data_writes_nothing(tmp_path, changes, quoted):
         run_tiny(workdir=tmp_path / "run", **changes)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_early_stopping_is_the_recipes_too(tmp_path):
+    options = {"learning_rate": 1e-30, "schedule": "constant", "epochs": 6, "patience_epochs": 2}
+    whole = run_tiny(workdir=tmp_path / "whole", **options)
+    assert whole.summary["epochs"] == 3
+    assert whole.summary["stop_reason"] == "validation loss has not improved since epoch 1"
+    # The epochs without an improvement are counted across an interruption.
+    with pytest.raises(TrainingInterrupted):
+        run_tiny(workdir=tmp_path / "cut", hooks=[interrupt_at(20)], **options)
+    nothing = Hook(Every(steps=1000))
+    resumed = run_tiny(workdir=tmp_path / "cut", resume=True, hooks=[nothing], **options)
+    for key in ("steps", "stop_reason", "weights_sha256"):
+        assert resumed.summary[key] == whole.summary[key]
+    with pytest.raises(ConfigError, match="0 where there are no validation images, not 2"):
+        run_tiny(workdir=tmp_path / "bare", dataset=tiny.dataset(validation=0), **options)
+    assert not (tmp_path / "bare").exists()
 
 
 def test_a_data_set_without_test_images(tmp_path):

@@ -194,6 +194,8 @@ def test_bad_input(dataset):
     bare = tiny.dataset(validation=0)
     with pytest.raises(DataError, match="must have validation images, not 0"):
         Trials(MLP, bare, read="validation")
+    with pytest.raises(ConfigError, match=r"patience_epochs must be 0 for trials, .* not 3$"):
+        Trials(dataclasses.replace(MLP, patience_epochs=3), dataset)
     trials = Trials(MLP, bare)
     with pytest.raises(ConfigError, match=r"curve_epochs must be 0 without validation .* not 0.5"):
         trials.run(0, curve_epochs=0.5)

@@ -20,6 +20,7 @@ from cifarflow.data.pictures import check_image_size
 from cifarflow.data.splits import SPLIT_METHODS
 from cifarflow.errors import ConfigError, check_choice, check_float, check_int, check_seed
 from cifarflow.optimizers.precision import PRECISIONS
+from cifarflow.training.step import check_micro_batches
 from cifarflow.untrusted import one_line
 
 # What builds each is in `recipes.build`: to make a recipe nobody waits for TensorFlow.
@@ -75,8 +76,16 @@ class Recipe:
         "train on the first so many examples, validate and test on as large a share; 0 for all",
     )
     batch_size: int = _field(32, "examples a step")
+    accumulate_steps: int = _field(
+        1,
+        "micro-batches that a step's batch is cut into: memory for the activations of one of them, "
+        "one update; must divide batch_size",
+    )
     eval_batch_size: int = _field(500, "examples a step of evaluation; changes the time only")
     epochs: float = _field(5.0, "passes over the training data; a part of one is fine")
+    patience_epochs: int = _field(
+        0, "stop when the validation loss has not improved for so many epochs; 0: never"
+    )
     learning_rate: float = _field(0.01, "learning rate, at the schedule's peak")
     learning_rate_examples: int = _field(
         0,
@@ -187,7 +196,10 @@ class Recipe:
             keep(check_float, name, maximum=1.0, below_maximum=True)
         object.__setattr__(self, "image_size", check_image_size(self.image_size))
         keep(check_int, "limit_examples", minimum=0)
+        keep(check_int, "patience_epochs", minimum=0)
         keep(check_int, "batch_size")
+        keep(check_int, "accumulate_steps")
+        check_micro_batches(self.batch_size, self.accumulate_steps)
         keep(check_int, "eval_batch_size")
         if self.eval_batch_size >= 2**31:
             raise ConfigError(

@@ -45,7 +45,7 @@ from cifarflow.recipes.recipe import Recipe
 from cifarflow.training.checkpoints import Checkpoints, hash_arrays
 from cifarflow.training.contract import CHECKED, check_step
 from cifarflow.training.history import History
-from cifarflow.training.hooks import Every, Hook, epochs_to_steps
+from cifarflow.training.hooks import EarlyStopping, Every, Hook, epochs_to_steps
 from cifarflow.training.loop import ProgressView, Run, train
 from cifarflow.training.nonfinite import Capsules
 from cifarflow.training.profile import profile as profile_steps
@@ -151,6 +151,13 @@ def train_recipe(
             dataset.validation.images, dataset.validation.labels, batch_size=recipe.eval_batch_size
         )
 
+    if recipe.patience_epochs:
+        if validation is None:
+            raise ConfigError(
+                "patience_epochs must be 0 where there are no validation images, not "
+                f"{recipe.patience_epochs!r}"
+            )
+        hooks = [*hooks, EarlyStopping(patience_epochs=recipe.patience_epochs)]
     if check:
         check_pieces(pieces)
         print(CHECKED)
@@ -166,10 +173,11 @@ def train_recipe(
                 folder.checkpoints, prepare=folder.ensure, identity=recipe.to_json()
             )
             capsules = Capsules(folder.capsules, recipe=recipe.to_json())
+            log: dict[str, Any] = {"tags": tags, "prepare": folder.ensure, "table": folder.table}
             if there and folder.metrics.exists():
-                history = History.load(folder.metrics, tags=tags, prepare=folder.ensure)
+                history = History.load(folder.metrics, **log)
             else:
-                history = History(folder.metrics, tags=tags, prepare=folder.ensure)
+                history = History(folder.metrics, **log)
             if profile is not None:
                 _profile(
                     folder.path / "profile",
@@ -179,6 +187,7 @@ def train_recipe(
                     batches=batches,
                     loss_fn=loss_fn,
                     jit_compile=recipe.jit_compile == "true",
+                    accumulate_steps=recipe.accumulate_steps,
                 )
             summary = folder.read_summary(_SHOWN_KEYS)
             newest = checkpoints.latest_whole() if summary is not None else None
@@ -229,6 +238,7 @@ def train_recipe(
                 freeze=pieces.freeze,
                 averaging=pieces.averaging,
                 jit_compile=recipe.jit_compile == "true",
+                accumulate_steps=recipe.accumulate_steps,
                 history=history,
                 checkpoints=checkpoints,
                 checkpoint_every=checkpoint_every,
@@ -272,6 +282,7 @@ def check_pieces(pieces: Pieces) -> None:
         loss_fn=pieces.loss_fn,
         freeze=pieces.freeze,
         jit_compile=pieces.recipe.jit_compile == "true",
+        accumulate_steps=pieces.recipe.accumulate_steps,
     )
 
 

@@ -183,6 +183,7 @@ def make_examine(
     freeze: Mapping[str, int] | None = None,
     jit_compile: bool = False,
     fused: bool = True,
+    accumulate_steps: int = 1,
 ) -> Callable[[Any, Any], Findings]:
     """Makes a function that runs one step and tells what is not finite, to be called for many.
 
@@ -193,6 +194,7 @@ def make_examine(
       freeze: as there.
       jit_compile: as there.
       fused: as there.
+      accumulate_steps: as there.
 
     Returns:
       A function of (images, labels) that does what `examine_step` does.
@@ -200,7 +202,12 @@ def make_examine(
     Raises:
       ConfigError: as `make_train_step`.
     """
-    options: dict[str, Any] = {"loss_fn": loss_fn, "jit_compile": jit_compile, "fused": fused}
+    options: dict[str, Any] = {
+        "loss_fn": loss_fn,
+        "jit_compile": jit_compile,
+        "fused": fused,
+        "accumulate_steps": accumulate_steps,
+    }
     train_step = make_train_step(model, optimizer, freeze=freeze, **options)
     gradients_of = make_gradients(model, **options)
     has_scale = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)

@@ -30,6 +30,7 @@ from cifarflow.training.snapshot import Snapshot, all_finite
 from cifarflow.training.step import (
     LossFn,
     Sums,
+    check_micro_batches,
     freezing_stages,
     is_float,
     make_eval_step,
@@ -63,6 +64,7 @@ def check_step(
     freeze: Mapping[str, int] | None = None,
     jit_compile: bool = False,
     fused: bool = True,
+    accumulate_steps: int = 1,
     train_step: Any = None,
     eval_step: Any = None,
     at_rest: Sequence[str] = (),
@@ -87,6 +89,7 @@ def check_step(
       freeze: as there; variables that it freezes from the start on are not looked at.
       jit_compile: as there.
       fused: as there.
+      accumulate_steps: as there; of batches of fewer images than are looked at all are.
       train_step: a step of your own in place of that of `make_train_step`: a function of (images,
         labels) that updates the model and returns `Sums`.
       eval_step: likewise in place of that of `make_eval_step`; what it returns is not looked at.
@@ -104,15 +107,16 @@ def check_step(
     options: dict[str, Any] = {"loss_fn": loss_fn, "jit_compile": jit_compile, "fused": fused}
     if train_step is None:
         # Without `freeze`: when a variable freezes later is no matter of two steps.
-        train_step = make_train_step(model, optimizer, **options)
+        train_step = make_train_step(model, optimizer, accumulate_steps=accumulate_steps, **options)
     if eval_step is None:
         eval_step = make_eval_step(model, **options)
     if not optimizer.built:
         optimizer.build(model.trainable_variables)
     trained = freezing_stages(model.trainable_variables, freeze or {})[0][1]
-    gradients_of = make_gradients(model, **options)
+    gradients_of = make_gradients(model, accumulate_steps=accumulate_steps, **options)
     drawn = batches.dataset(0, 2)
     check_fits(model, drawn.element_spec)
+    check_micro_batches(drawn.element_spec[0].shape[0], accumulate_steps)
     check = _Check(
         model,
         optimizer,
@@ -124,7 +128,9 @@ def check_step(
         with explained(model), warnings.catch_warnings():
             # What Keras says of some of the faults is told here in the one line.
             warnings.filterwarnings("ignore", "Gradients do not exist for variables")
-            few = [(images[:_EXAMPLES], labels[:_EXAMPLES]) for images, labels in drawn]
+            # Of each micro-batch at least one, and of all as many.
+            most = max(1, _EXAMPLES // accumulate_steps) * accumulate_steps
+            few = [(images[:most], labels[:most]) for images, labels in drawn]
             if check.training(train_step, gradients_of, few):
                 check.evaluation(eval_step, *few[0])
                 check.decay()

@@ -40,6 +40,7 @@ def make_gradients(
     loss_fn: LossFn | None = None,
     jit_compile: bool = False,
     fused: bool = True,
+    accumulate_steps: int = 1,
 ) -> Callable[..., Gradients]:
     """Compiles the gradients of a model's training step.
 
@@ -48,6 +49,7 @@ def make_gradients(
       loss_fn: as there.
       jit_compile: as there.
       fused: as there.
+      accumulate_steps: as there.
 
     Returns:
       A function of (images [B, H, W, C], labels [B] or [B, num_classes], scale=1.0) that returns
@@ -63,13 +65,22 @@ def make_gradients(
 
     def noted_loss(labels: Any, outputs: Any) -> Any:
         losses = losses_fn(labels, outputs)
-        data_loss.assign(tf.cast(tf.reduce_mean(losses), tf.float32))
+        # Once for each micro-batch.
+        data_loss.assign_add(tf.cast(tf.reduce_mean(losses), tf.float32) / accumulate_steps)
         return losses
 
-    step = make_train_step(model, keeper, loss_fn=noted_loss, jit_compile=jit_compile, fused=fused)
+    step = make_train_step(
+        model,
+        keeper,
+        loss_fn=noted_loss,
+        jit_compile=jit_compile,
+        fused=fused,
+        accumulate_steps=accumulate_steps,
+    )
 
     def gradients_of(images: Any, labels: Any, *, scale: float = 1.0) -> Gradients:
         keeper.scale.assign(scale)
+        data_loss.assign(0.0)
         sums = step(images, labels)
         values = [
             tf.convert_to_tensor(kept) / tf.cast(scale, kept.dtype) if is_there else None

@@ -50,7 +50,13 @@ from cifarflow.training.hooks import EventSchedule, Every, Hook, LoopState, Metr
 from cifarflow.training.nonfinite import Capsules, Watch
 from cifarflow.training.runner import StepRunner, make_run_steps
 from cifarflow.training.signals import TrainingInterrupted, noted_signals
-from cifarflow.training.step import LossFn, Sums, make_eval_step, make_train_step
+from cifarflow.training.step import (
+    LossFn,
+    Sums,
+    check_micro_batches,
+    make_eval_step,
+    make_train_step,
+)
 
 # Long enough that Python's share of the time is nothing, short enough for a live progress bar and
 # for Ctrl-C to be answered at once.
@@ -151,6 +157,7 @@ def train(
     averaging: Averaging | None = None,
     jit_compile: bool = False,
     fused: bool = True,
+    accumulate_steps: int = 1,
     history: History | None = None,
     checkpoints: Checkpoints | None = None,
     checkpoint_every: Every | None = None,
@@ -181,6 +188,7 @@ def train(
         after an interruption it has those.
       jit_compile: whether XLA compiles the steps.
       fused: whether the model trains by fused kernels, see `make_train_step`.
+      accumulate_steps: micro-batches that each batch is cut into, to save memory, see there.
       history: where to log; a new one in memory by default.
       checkpoints: where to keep the state; None keeps none.
       checkpoint_every: when to save it, by default every epoch and every half minute; always at
@@ -235,8 +243,9 @@ def train(
         )
     history = history if history is not None else History()
     options: dict[str, Any] = {"loss_fn": loss_fn, "jit_compile": jit_compile, "fused": fused}
+    step_options = {"freeze": freeze, "accumulate_steps": accumulate_steps, **options}
     train_step = make_train_step(
-        model, optimizer, freeze=freeze, skip_nonfinite=on_nonfinite == "skip", **options
+        model, optimizer, skip_nonfinite=on_nonfinite == "skip", **step_options
     )
     variables = [*model.variables, *optimizer.variables]
     if averaging is not None:
@@ -250,7 +259,7 @@ def train(
         optimizer,
         variables=variables,
         batches=batches,
-        make_examine=functools.partial(make_examine, model, optimizer, freeze=freeze, **options),
+        make_examine=functools.partial(make_examine, model, optimizer, **step_options),
         capsules=capsules,
         say=say,
         stopped=lambda: came(),
@@ -298,6 +307,7 @@ def train(
         train_step, batches, first_step=state.step, last_step=steps, jit_compile=jit_compile
     )
     check_fits(model, runner.element_spec)
+    check_micro_batches(runner.element_spec[0].shape[0], accumulate_steps)
     if runner.element_spec[0].dtype.is_floating:
         _check_pixels(model, batches)
     if validation is not None:

@@ -35,7 +35,7 @@ from cifarflow.errors import ConfigError, WorkdirError, check_int
 from cifarflow.files import replacing
 from cifarflow.training.loop import as_batches, check_fits, explained
 from cifarflow.training.runner import INPUT_SCOPE, StepRunner
-from cifarflow.training.step import LossFn, make_train_step
+from cifarflow.training.step import LossFn, check_micro_batches, make_train_step
 from cifarflow.training.trace import (
     Split,
     check_readable,
@@ -157,6 +157,7 @@ def profile(
     steps: int = 20,
     jit_compile: bool = False,
     fused: bool = True,
+    accumulate_steps: int = 1,
     loss_fn: LossFn | None = None,
     directory: str | os.PathLike[str] | None = None,
 ) -> Profile:
@@ -172,6 +173,7 @@ def profile(
       steps: how many to trace, after others that warm up and are timed.
       jit_compile: whether XLA compiles the steps.
       fused: whether the model trains by fused kernels, see `make_train_step`.
+      accumulate_steps: micro-batches that a batch is cut into, see there.
       loss_fn: function of (labels, outputs) that returns losses [B]; cross-entropy by default.
       directory: where to keep the trace: `plugins/profile/` is for TensorBoard's profiler,
         `trace.json.gz` for Perfetto and chrome://tracing, `profile.json` has the figures.  None
@@ -199,13 +201,19 @@ def profile(
     check_readable()
     prepare_gpus()
     train_step = make_train_step(
-        model, optimizer, loss_fn=loss_fn, jit_compile=jit_compile, fused=fused
+        model,
+        optimizer,
+        loss_fn=loss_fn,
+        jit_compile=jit_compile,
+        fused=fused,
+        accumulate_steps=accumulate_steps,
     )
     with _named_augment(batches):
         runner = StepRunner(
             train_step, batches, first_step=0, last_step=_MANY_STEPS, jit_compile=jit_compile
         )
         check_fits(model, runner.element_spec)
+        check_micro_batches(runner.element_spec[0].shape[0], accumulate_steps)
         run_steps = runner.compile()
     variables = [*model.variables, *optimizer.variables]
     scratch_folder = tempfile.TemporaryDirectory(prefix="cifarflow-profile-")

@@ -103,6 +103,7 @@ def make_train_step(
     jit_compile: bool = False,
     fused: bool = True,
     skip_nonfinite: bool = False,
+    accumulate_steps: int = 1,
 ) -> Any:
     """Compiles one step of training.
 
@@ -128,16 +129,26 @@ def make_train_step(
         statistics and the optimiser keep their values, the sums are 0 but for `skipped`.  Under
         loss scaling a gradient that overflows at a finite loss is the optimiser's to skip, and no
         such batch.  It takes one more look at every gradient.
+      accumulate_steps: micro-batches that a batch is cut into; their activations are in memory one
+        after the other, and the weights are updated once, by the mean of their gradients.  The
+        step is the same up to rounding, but for what looks at a whole batch: BatchNorm takes the
+        statistics of each micro-batch, and moves its running ones as often; dropout draws other
+        masks; what a layer adds to the loss itself, as an activity regulariser does, is the mean
+        of what it adds in each.
 
     Returns:
       A `tf.function` of (images [B, H, W, C], labels [B] or [B, num_classes]) that updates the
-      model and returns `Sums` of the batch, from before the update.
+      model and returns `Sums` of the batch, from before the update.  Where accumulate_steps is
+      not 1, B must be known when it is traced, and a multiple of it: else tracing fails and says
+      so.
 
     Raises:
       ConfigError: if the model has no variable to train, or computes in float16 without loss
         scaling; if `freeze` is no mapping from expressions to numbers of updates, an expression is
-        found in no path, or nothing would be left to train.
+        found in no path, or nothing would be left to train; if accumulate_steps is not a whole
+        number >= 1.
     """
+    check_int("accumulate_steps", accumulate_steps)
     variables = model.trainable_variables
     if not variables:
         raise ConfigError(f"model {model.name!r} has no trainable variable: nothing to train")
@@ -155,20 +166,29 @@ def make_train_step(
     losses_fn = loss_fn or default_loss(model)
     forward = fuse(model) if fused else lambda images: model(images, training=True)
 
-    @released_gradients()
-    def update(images: Any, labels: Any, variables: Sequence[Any]) -> Sums:
-        # What the forward pass itself changes: the statistics of BatchNorm.
-        resting = [v for v in model.non_trainable_variables if skip_nonfinite and is_float(v)]
-        before = [tf.identity(variable.value) for variable in resting]
+    def find(images: Any, labels: Any, variables: Sequence[Any]) -> tuple[Any, Any, list[Any]]:
         with tf.GradientTape() as tape:
             outputs = forward(images)
             loss = tf.reduce_mean(losses_fn(labels, outputs))
             if model.losses:
                 loss += tf.add_n([tf.cast(extra, tf.float32) for extra in model.losses])
             scaled_loss = optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled_loss, variables)
+        correct = count_correct(labels, outputs)
+        return loss, correct, tape.gradient(scaled_loss, variables)
+
+    @released_gradients()
+    def update(images: Any, labels: Any, variables: Sequence[Any]) -> Sums:
+        # What the forward pass itself changes: the statistics of BatchNorm.
+        resting = [v for v in model.non_trainable_variables if skip_nonfinite and is_float(v)]
+        before = [tf.identity(variable.value) for variable in resting]
+        if accumulate_steps == 1:
+            loss, correct, gradients = find(images, labels, variables)
+        else:
+            loss, correct, gradients = _accumulated(
+                find, images, labels, variables, accumulate_steps
+            )
         count = tf.cast(tf.shape(images)[0], tf.float32)
-        sums = Sums(loss * count, count_correct(labels, outputs), count, tf.zeros([]))
+        sums = Sums(loss * count, correct, count, tf.zeros([]))
 
         def apply() -> Sums:
             optimizer.apply(gradients, variables)
@@ -197,6 +217,73 @@ def make_train_step(
         return sums
 
     return train_step
+
+
+def _accumulated(
+    find: Callable[..., tuple[Any, Any, list[Any]]],
+    images: Any,
+    labels: Any,
+    variables: Sequence[Any],
+    count: int,
+) -> tuple[Any, Any, list[Any]]:
+    """What `find` finds in a batch cut into `count` parts: mean loss, correct, mean gradients."""
+    check_micro_batches(images.shape[0], count)
+    parts = [tf.reshape(x, [count, x.shape[0] // count, *x.shape[1:]]) for x in (images, labels)]
+    are_there: list[bool] = []
+
+    def add(index: Any, loss: Any, correct: Any, *totals: Any) -> tuple[Any, ...]:
+        part_loss, part_correct, gradients = find(*(part[index] for part in parts), variables)
+        are_there[:] = [gradient is not None for gradient in gradients]
+        totals = tuple(
+            total if gradient is None else total + tf.cast(gradient, total.dtype)
+            for total, gradient in zip(totals, map(_dense, gradients), strict=True)
+        )
+        return index + 1, loss + part_loss, correct + part_correct, *totals
+
+    # Half precision has too few digits for a sum of many.
+    zeros = [
+        tf.zeros(v.shape, tf.float32 if tf.as_dtype(v.dtype).size < 4 else v.dtype)
+        for v in variables
+    ]
+    # One after the other: side by side their activations would take as much memory as uncut.
+    _, loss, correct, *totals = tf.while_loop(
+        lambda index, *_: index < count,
+        add,
+        [tf.zeros([], tf.int32), tf.zeros([]), tf.zeros([]), *zeros],
+        parallel_iterations=1,
+    )
+    means = [
+        tf.cast(total / count, variable.dtype) if is_there else None
+        for total, variable, is_there in zip(totals, variables, are_there, strict=True)
+    ]
+    return loss / count, correct, means
+
+
+def _dense(gradient: Any) -> Any:
+    return None if gradient is None else tf.convert_to_tensor(gradient)
+
+
+def check_micro_batches(batch_size: int | None, accumulate_steps: int) -> None:
+    """Refuses a batch that cannot be cut into equal parts.
+
+    Args:
+      batch_size: examples a batch, None if that is not known.
+      accumulate_steps: how many parts.
+
+    Raises:
+      ConfigError: if there is no such size of a part.
+    """
+    if accumulate_steps == 1:
+        return
+    if batch_size is None:
+        raise ConfigError(
+            f"accumulate_steps must be 1, not {accumulate_steps!r}, where batches differ in size: "
+            "batch with drop_remainder=True"
+        )
+    if batch_size % accumulate_steps:
+        raise ConfigError(
+            f"accumulate_steps must divide the batch size of {batch_size}, not {accumulate_steps!r}"
+        )
 
 
 def is_float(variable: Any) -> bool:
