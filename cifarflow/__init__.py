@@ -65,6 +65,12 @@ if TYPE_CHECKING:
     from cifarflow.optimizers.sgd import SGD
     from cifarflow.recipes.build import load_recipe_data
     from cifarflow.recipes.compare import compare_runs
+    from cifarflow.recipes.find import (
+        BatchSizes,
+        BatchTrial,
+        find_batch_size,
+        find_recipe_learning_rate,
+    )
     from cifarflow.recipes.named import RECIPES, get_recipe
     from cifarflow.recipes.recipe import Recipe
     from cifarflow.recipes.redraw import batch_at, load_recipe
@@ -78,6 +84,7 @@ if TYPE_CHECKING:
         plot_confusion_matrix,
         plot_ensemble,
         plot_history,
+        plot_learning_rates,
         plot_mistakes,
         plot_model_eval,
         plot_predictions,
@@ -108,6 +115,7 @@ if TYPE_CHECKING:
     from cifarflow.training.history import History
     from cifarflow.training.hooks import EarlyStopping, Every, Hook
     from cifarflow.training.loop import Run, TrainingInterrupted, train
+    from cifarflow.training.lr_finder import LearningRates, find_learning_rate
     from cifarflow.training.nonfinite import Capsules
     from cifarflow.training.profile import Profile, profile
     from cifarflow.training.retrace import RetraceError, RetraceGuard
@@ -168,6 +176,7 @@ _MODULES = {
     "optimizers.sgd": ("SGD",),
     "recipes.build": ("load_recipe_data",),
     "recipes.compare": ("compare_runs",),
+    "recipes.find": ("BatchSizes", "BatchTrial", "find_batch_size", "find_recipe_learning_rate"),
     "recipes.named": ("RECIPES", "get_recipe"),
     "recipes.recipe": ("Recipe",),
     "recipes.redraw": ("batch_at", "load_recipe"),
@@ -181,6 +190,7 @@ _MODULES = {
         "plot_confusion_matrix",
         "plot_ensemble",
         "plot_history",
+        "plot_learning_rates",
         "plot_mistakes",
         "plot_model_eval",
         "plot_predictions",
@@ -197,6 +207,7 @@ _MODULES = {
     "training.history": ("History",),
     "training.hooks": ("EarlyStopping", "Every", "Hook"),
     "training.loop": ("Run", "TrainingInterrupted", "train"),
+    "training.lr_finder": ("LearningRates", "find_learning_rate"),
     "training.nonfinite": ("Capsules",),
     "training.profile": ("Profile", "profile"),
     "training.retrace": ("RetraceError", "RetraceGuard"),

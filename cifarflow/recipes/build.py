@@ -116,9 +116,7 @@ def build_schedule(recipe: Recipe, *, steps_per_epoch: int) -> Any:
       recipe: the recipe.
       steps_per_epoch: turns its epochs into steps.
     """
-    rate = recipe.learning_rate
-    if recipe.optimizer == "sgd":
-        rate *= _examples_factor(recipe)
+    rate = recipe.learning_rate * rate_factor(recipe)
     warmup: dict[str, Any] = {"warmup_steps": round(recipe.warmup_epochs * steps_per_epoch)}
     total_steps = epochs_to_steps(recipe.epochs, steps_per_epoch=steps_per_epoch)
     if recipe.schedule == "constant":
@@ -136,6 +134,11 @@ def build_schedule(recipe: Recipe, *, steps_per_epoch: int) -> Any:
     boundaries = [round(epoch * steps_per_epoch) for epoch in recipe.drop_epochs]
     values = [rate * recipe.drop_factor**drops for drops in range(len(boundaries) + 1)]
     return schedules.Piecewise(boundaries, values, **warmup)
+
+
+def rate_factor(recipe: Recipe) -> float:
+    """What the recipe's learning_rate is multiplied by, for its batch size."""
+    return _examples_factor(recipe) if recipe.optimizer == "sgd" else 1.0
 
 
 def _examples_factor(recipe: Recipe) -> float:

@@ -24,16 +24,17 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from cifarflow.errors import ConfigError, DataError, check_int
+from cifarflow.errors import ConfigError, DataError, check_float, check_int
 from cifarflow.evaluation.confidence import check_probabilities, worst_mistakes
 from cifarflow.evaluation.metrics import accuracy, check_matrix, per_class_accuracy
 from cifarflow.files import replacing
 
 if TYPE_CHECKING:
     from cifarflow.training.history import History
+    from cifarflow.training.lr_finder import LearningRates
 
 BLUE, VERMILION, GREEN, INK, MUTED, PALE = (
     "#0072B2",
@@ -269,6 +270,62 @@ def plot_history(
     with figure_style():
         figure = Figure(figsize=(10, 4), layout="constrained")
         _draw_history(figure.subplots(1, 2), history)
+        _set_title(figure, title)
+    return save_figure(figure, path)
+
+
+def plot_learning_rates(
+    found: LearningRates,
+    *,
+    current: float | None = None,
+    title: str | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
+    """Shows the loss over the learning rate, and the rates that suggest themselves.
+
+    Args:
+      found: as `find_learning_rate` returns it.
+      current: a rate to compare with, > 0, such as the recipe's.
+      title: heading of the figure, such as recipe and data set.
+      path: where to save the figure as PNG.
+
+    Returns:
+      The figure, of one axes.
+
+    Raises:
+      ConfigError: if `current` is not > 0, or by `save_figure`.
+      WorkdirError: if `path` cannot be written.
+    """
+    if current is not None:
+        check_float("current", current, above_minimum=True)
+    smoothed = np.array(found.smoothed)
+    marks = (
+        ("steepest slope", found.steepest, VERMILION, "v", "--"),
+        ("a tenth of the minimum's", found.tenth_of_minimum, GREEN, "s", "-."),
+        ("the present one", current, INK, "D", ":"),
+    )
+    with figure_style():
+        figure = Figure(figsize=(8, 4.6), layout="constrained")
+        ax = figure.subplots()
+        ax.plot(found.rates, found.losses, color=MUTED, lw=0.8, alpha=0.6, label="loss of a batch")
+        ax.plot(found.rates, smoothed, color=BLUE, label="smoothed")
+        for name, rate, colour, marker, line in marks:
+            if rate is None:
+                continue
+            ax.axvline(rate, color=colour, linestyle=line, linewidth=1.2)
+            height = np.interp(math.log(rate), np.log(found.rates), smoothed)
+            label = f"{name}: {rate:.2g}"
+            ax.plot([rate], [height], line, marker=marker, color=colour, lw=1.2, label=label)
+        ax.set_xscale("log")
+        # Not as powers in mathematical type, which this look leaves unread.
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+        # What follows once the loss rises would make all before it flat.
+        room = max(smoothed[0] - smoothed.min(), 0.05 * smoothed[0])
+        ax.set_ylim(smoothed.min() - 0.4 * room, max(found.losses[0], smoothed[0]) + 0.6 * room)
+        ax.set_xlabel("learning rate")
+        ax.set_ylabel("loss")
+        ax.set_title("Loss while the learning rate rises")
+        figure.legend(loc="outside lower center", ncols=3)
         _set_title(figure, title)
     return save_figure(figure, path)
 
