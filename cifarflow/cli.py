@@ -208,7 +208,9 @@ def define_run_flags(*, workdir_help: str = "") -> None:
         "the workdir's folder capsules keeps such steps",
     )
     define_check_flag()
-    flags.DEFINE_boolean("tensorboard", False, "write a TensorBoard event file into the workdir")
+    flags.DEFINE_boolean(
+        "tensorboard", False, "write scalars and images for TensorBoard into the workdir"
+    )
     flags.DEFINE_boolean(
         "profile",
         False,

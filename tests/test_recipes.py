@@ -1,5 +1,6 @@
 """Recipes: their fields, and a run from one end to the other."""
 
+import csv
 import dataclasses
 import json
 import math
@@ -34,11 +35,12 @@ from cifarflow.recipes.build import (
 )
 from cifarflow.recipes.named import RECIPES, get_recipe
 from cifarflow.recipes.recipe import Recipe
+from cifarflow.recipes.redraw import batch_at
 from cifarflow.recipes.run import train_recipe
 from cifarflow.training.checkpoints import hash_arrays
 from cifarflow.training.hooks import Every, Hook
 from cifarflow.training.loop import TrainingInterrupted
-from cifarflow.training.tensorboard import tensorboard_writer
+from cifarflow.training.tensorboard import TensorBoard, confusion_pictures, image_grid
 from cifarflow.training.workdir import Workdir
 
 BASE = {**tiny.MLP, "epochs": 1.0, "batch_size": 8}
@@ -685,21 +687,92 @@ def test_what_is_announced_names_the_data(standin_run):
     assert any("epoch 2" in line and "validation loss" in line for line in lines[3:])
 
 
-def test_tensorboard_files(standin_run):
-    run, _ = standin_run
-    for split in ("train", "validation", "test"):
-        files = list((run.workdir / "tensorboard" / split).glob("events.out.tfevents*"))
-        assert len(files) == 1
-        tags = set()
-        for record in tf.data.TFRecordDataset([str(file) for file in files]):
+def summaries_of(folder):
+    """(tag, plugin, step, tensor) of all that is in the event files of a split."""
+    for file in sorted(folder.glob("events.out.tfevents*")):
+        for record in tf.data.TFRecordDataset([str(file)]):
             event = tf.compat.v1.Event.FromString(record.numpy())
-            tags |= {value.tag for value in event.summary.value}
-        assert {"loss", "accuracy"} <= tags
+            for value in event.summary.value:
+                plugin = value.metadata.plugin_data.plugin_name
+                yield value.tag, plugin, event.step, tf.make_ndarray(value.tensor)
+
+
+def test_tensorboard_files(standin_run, standin):
+    run, _ = standin_run
+    images = {}
+    for split in ("train", "validation", "test"):
+        assert len(list((run.workdir / "tensorboard" / split).glob("*"))) == 1
+        found = list(summaries_of(run.workdir / "tensorboard" / split))
+        scalars = {tag for tag, plugin, *_ in found if plugin == "scalars"}
+        assert {"loss", "accuracy"} <= scalars
+        for tag, plugin, step, value in found:
+            if plugin == "images":
+                width, height, *pictures = value
+                (image,) = (tf.io.decode_png(picture).numpy() for picture in pictures)
+                assert image.shape[:2] == (int(height), int(width))
+                images[split, tag] = step, image
+    assert {key: step for key, (step, _) in images.items()} == {
+        ("train", "first_batch"): 0,
+        ("test", "confusion_matrix"): 10,
+        ("test", "predictions"): 10,
+    }
+    recipe = get_recipe("lab_mlp", **LIMIT)
+    dataset = load_recipe_data(recipe)
+    batch, _ = batch_at(recipe, 0, dataset=dataset)
+    np.testing.assert_array_equal(images["train", "first_batch"][1], image_grid(batch))
+    labels, outputs = dataset.test.labels, run.test_outputs
+    pictures = confusion_pictures(dataset.test.images, labels, outputs)
+    for name, picture in zip(("confusion_matrix", "predictions"), pictures, strict=True):
+        np.testing.assert_array_equal(images["test", name][1], picture)
+
+
+def test_a_grid_of_images():
+    images = np.arange(5 * 2 * 3 * 1, dtype=np.float32).reshape(5, 2, 3, 1) + 0.4
+    grid = image_grid(images, columns=2)
+    times = 22  # 64 pixels or more
+    assert grid.shape == (3 * (2 * times + 2), 2 * (3 * times + 2), 1)
+    second = grid[:, 3 * times + 2 :]
+    np.testing.assert_array_equal(second[0, : 3 * times : times, 0], [6, 7, 8])
+    np.testing.assert_array_equal(second[2 * times : 2 * times + 2], 128)
+    np.testing.assert_array_equal(second[2 * (2 * times + 2) :], 128)  # the sixth is not there
+    assert image_grid(images, most=4).shape[0] == 2 * (2 * times + 2)
+    np.testing.assert_array_equal(
+        image_grid(np.full((1, 64, 64, 3), [-1, 300, NAN]))[0, 0], [0, 255, 0]
+    )
+    for bad in (np.zeros((0, 2, 2, 3)), np.zeros((2, 2, 3)), np.zeros((1, 2, 2, 4))):
+        with pytest.raises(DataError, match="with C 1 or 3, not"):
+            image_grid(bad)
+    for option in ("columns", "most"):
+        with pytest.raises(ConfigError, match=f"{option} must be a whole number >= 1, not 0"):
+            image_grid(images, **{option: 0})
+
+
+def test_a_confusion_matrix_in_pictures():
+    images = (
+        np.full((4, 64, 64, 1), 10, np.uint8) * np.arange(1, 5, dtype=np.uint8)[:, None, None, None]
+    )
+    # Class 0: two right, the second surer; class 1: one taken for 0.  Of class 2 there is none.
+    outputs = np.array([[1, 0, 0], [5, 0, 0], [3, 0, 0], [0, 9, 0]], np.float32)
+    matrix, cells = confusion_pictures(images, np.array([0, 0, 1, 1]), outputs)
+    assert matrix.shape == cells.shape == (3 * 66, 3 * 66, 1)
+    share = round(255 * (1 - 0.5**0.5))
+    assert matrix[::66, ::66, 0].tolist() == [[0, 255, 255], [share, share, 255], [255] * 3]
+    assert cells[::66, ::66, 0].tolist() == [[20, 128, 128], [30, 40, 128], [128] * 3]
+
+
+def test_images_that_cannot_be_shown_are_left_out(tmp_path):
+    rng = np.random.default_rng(0)
+    many = Split(rng.integers(0, 256, (64, 8, 8, 4)).astype(np.uint8), np.arange(64) % 10)
+    data = Dataset("four", many, many, many, tiny.NAMES, "here")
+    run = run_tiny(dataset=data, workdir=tmp_path / "run", tensorboard=True)
+    for split in ("train", "test"):
+        found = summaries_of(run.workdir / "tensorboard" / split)
+        assert {plugin for _, plugin, *_ in found} == {"scalars"}
 
 
 def test_tensorboard_files_that_cannot_be_written(tmp_path):
     folder = tmp_path / "tensorboard"
-    write = tensorboard_writer(folder)
+    write = TensorBoard(folder).add_row
     row = dict.fromkeys(("accuracy", "learning_rate", "images_per_second"))
     rows = [{**row, "step": step, "split": "train", "loss": 1.0} for step in range(1, 6)]
     folder.write_text("in its place")
@@ -711,6 +784,16 @@ def test_tensorboard_files_that_cannot_be_written(tmp_path):
     write(rows[2])
     write(rows[3])
     assert logged_steps(folder / "train") == [1, 2, 3, 4]
+    # Pictures are kept for the next try too.
+    board = TensorBoard(tmp_path / "other")
+    (tmp_path / "other").write_text("in its place")
+    with pytest.warns(UserWarning, match="cannot write TensorBoard's files in '.*other': "):
+        board.add_images("train", "grey", [np.zeros((2, 3, 1), np.uint8)] * 2, step=7)
+    (tmp_path / "other").unlink()
+    board.add_row(rows[0])
+    (tag, plugin, step, value), _ = summaries_of(tmp_path / "other" / "train")
+    assert (tag, plugin, step, len(value)) == ("grey", "images", 7, 4)
+    assert value[:2].tolist() == [b"3", b"2"]
 
 
 def test_the_test_set_is_counted_right(standin_run, standin):
@@ -869,11 +952,14 @@ def left_by(run):
 
 
 def left_beside_checkpoints(folder):
+    with (folder / "metrics.csv").open(newline="") as table:
+        found = [{k: v or None for k, v in row.items()} for row in csv.DictReader(table)]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
         "names": {path.name for path in folder.iterdir()} - {"checkpoints"},
         "recipe": json.loads((folder / "recipe.json").read_text()),
         "rows": [{**row, "images_per_second": None} for row in rows],
+        "table": [{**row, "images_per_second": None} for row in found],
         "outputs": (folder / "test_outputs.npy").read_bytes(),
         "weights": json.loads((folder / "summary.json").read_text())["weights_sha256"],
     }

@@ -49,9 +49,14 @@ from cifarflow.training.hooks import EarlyStopping, Every, Hook, epochs_to_steps
 from cifarflow.training.loop import ProgressView, Run, train
 from cifarflow.training.nonfinite import Capsules
 from cifarflow.training.profile import profile as profile_steps
-from cifarflow.training.tensorboard import tensorboard_writer
+from cifarflow.training.tensorboard import TensorBoard, confusion_pictures, image_grid
 from cifarflow.training.workdir import Workdir
+from cifarflow.untrusted import one_line
 
+# Of these an image can be made.
+_CHANNELS_SHOWN = (1, 3)
+# A row and a column of images each: more make a picture that nobody can open.
+_MOST_CLASSES_SHOWN = 40
 # What a finished run's summary must hold for the run to be shown again.
 _SHOWN_KEYS = frozenset(
     [
@@ -101,7 +106,8 @@ def train_recipe(
       hooks: what else to run during training, and when.
       progress: makes a context manager that shows progress, called with total_steps and the
         keywords steps_per_epoch, first_step and description; `Progress` is one.
-      tensorboard: write an event file into workdir.
+      tensorboard: write event files into workdir: scalars, the first batch, and in the end which
+        class was taken for which.
       profile: profile some steps before training, see `cifarflow.profile`: the trace goes into
         workdir's folder profile, where the time goes and what bounds the step to this function,
         such as `print`.  The run comes out the same.  A profile that is there already stays.
@@ -165,7 +171,7 @@ def train_recipe(
         # Let go at the end, whatever it is.
         folder = opened.enter_context(Workdir(workdir)) if workdir is not None else None
         tags = {"dataset": dataset.name}
-        checkpoints, capsules = None, None
+        checkpoints, capsules, board = None, None, None
         history = History(tags=tags)
         if folder is not None:
             there = folder.open(recipe.to_json(), resume=resume)
@@ -212,7 +218,9 @@ def train_recipe(
             # A run that ended between its test and its summary is tested again.
             history.rows = [row for row in history.rows if row["split"] != "test"]
             if tensorboard:
-                history.listeners.append(tensorboard_writer(folder.path / "tensorboard"))
+                board = TensorBoard(folder.path / "tensorboard")
+                history.listeners.append(board.add_row)
+                _show_first_batch(board, dataset, batches.batch_at(0)[0])
 
         first_step = (checkpoints.latest() or 0) if checkpoints is not None and resume else 0
         total_steps = epochs_to_steps(recipe.epochs, steps_per_epoch=batches.steps_per_epoch)
@@ -249,6 +257,8 @@ def train_recipe(
             )
         outputs = predict(model, dataset.test.images, **predict_options(recipe))
         summary = _summary(recipe, dataset, run, loss_fn, outputs)
+        if board is not None:
+            _show_predictions(board, dataset, outputs, step=summary["steps"])
         history.flush()
         summary["total_seconds"] = round(time.perf_counter() - started, 3)
         if folder is not None and checkpoints is not None:
@@ -284,6 +294,26 @@ def check_pieces(pieces: Pieces) -> None:
         jit_compile=pieces.recipe.jit_compile == "true",
         accumulate_steps=pieces.recipe.accumulate_steps,
     )
+
+
+def _show_first_batch(board: TensorBoard, dataset: Dataset, images: np.ndarray) -> None:
+    """Writes what the first step gets."""
+    if images.shape[-1] in _CHANNELS_SHOWN:
+        said = f"{one_line(dataset.name)}, augmented, as the first step gets it"
+        board.add_images("train", "first_batch", [image_grid(images)], step=0, description=said)
+
+
+def _show_predictions(board: TensorBoard, dataset: Dataset, outputs: Any, *, step: int) -> None:
+    """Writes what the model made of the test images."""
+    test = dataset.test
+    if test.images.shape[-1] not in _CHANNELS_SHOWN or dataset.num_classes > _MOST_CLASSES_SHOWN:
+        return
+    names = ", ".join(one_line(name) for name in dataset.class_names)
+    said = f"the true class from top to bottom, the predicted one from left to right: {names}"
+    said = f"{one_line(dataset.name)}; {said}"
+    pictures = confusion_pictures(test.images, test.labels, outputs)
+    for name, picture in zip(("confusion_matrix", "predictions"), pictures, strict=True):
+        board.add_images("test", name, [picture], step=step, description=said)
 
 
 def _profile(
