@@ -229,6 +229,17 @@ BY_HAND = {
             "--on_nonfinite=skip",
         ),
     ],
+    "examples/find_lr.py": [
+        *("--steps=9", "--steps=x", "--low=0", "--low=-1", "--low=nan", "--high=1e-5", "--high=x"),
+        *("--low=20", "--smoothing=1", "--smoothing=-1", "--plot=rates.pdf", "--plot= "),
+        *("--recipe=vgg", "--workdir=x", "--batch_size=0", "fast94"),
+    ],
+    "examples/find_batch_size.py": [
+        *("--memory_limit_gib=0", "--memory_limit_gib=-1", "--memory_limit_gib=nan"),
+        *("--memory_limit_gib=4GB", "--multiple=0", "--multiple=x", "--largest=0"),
+        *("--largest=31", "--largest=x", "--seconds=0", "--seconds=inf", "--recipe=vgg", "32"),
+        *("--accumulate_steps=5", "--plot=x"),
+    ],
     "examples/custom_loop.py": [
         *("--steps=0", "--steps=-1", "--steps=1.5", "--steps=many", "--steps=", "--steps"),
         *("--data=mnist", "--data=", "--data=CIFAR10", "--epochs=3", "500", "--batch_size=8"),

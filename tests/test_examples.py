@@ -143,6 +143,33 @@ def test_show_augment(tmp_path, env):
     assert picture.read_bytes() == before
 
 
+def test_find_lr(tmp_path, env):
+    words = [EXAMPLES / "find_lr.py", "--data=standin", "--limit_examples=640", "--steps=40"]
+    words += ["--recipe=lab_mlp", "--model_options=units=8,activation=relu", "--low=1e-3"]
+    code, out, err = run(*words, "--plot=rates.png", cwd=tmp_path, env=env)
+    assert code == 0, err
+    assert BANNER in err
+    assert re.match(r" step +learning rate +loss +smoothed\n +1 +0\.001 +2\.\d+ ", out)
+    assert re.search(r"lab_mlp on standin: the loss fell fastest at [\d.]+; a tenth of .* 0\.01$|"
+                     r"the loss did not fall by more than its noise", out, re.MULTILINE)  # fmt: skip
+    assert out.endswith("picture: rates.png\n")
+    assert (tmp_path / "rates.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["rates.png"]
+
+
+def test_find_batch_size(tmp_path, env):
+    words = [EXAMPLES / "find_batch_size.py", "--data=standin", "--limit_examples=100"]
+    words += ["--recipe=lab_mlp", "--model_options=units=8", "--seconds=0.01", "--largest=40"]
+    code, out, err = run(*words, "--accumulate_steps=2", cwd=tmp_path, env=env)
+    assert code == 0, err
+    heading, row, largest, efficient = out.splitlines()
+    assert heading.split() == ["batch", "size", "peak", "memory", "images/s"]
+    assert re.fullmatch(r" +32 +0\.\d\d GiB +[\d,]+", row)
+    assert re.fullmatch(r"lab_mlp: the largest batch that fits into [\d.]+ GiB is 32", largest)
+    assert efficient == "the smallest within 5 % of the best throughput is 32"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_notebook_benchmark(tmp_path, env):
     words = [ROOT / "benchmarks" / "notebook.py", "--data=standin", "--limit_examples=64"]
     words += ["--epochs=1", "--seeds=2", "--recipe=lab_batchnorm"]

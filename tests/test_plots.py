@@ -26,12 +26,14 @@ from cifarflow.reporting.plots import (
     plot_confusion_matrix,
     plot_ensemble,
     plot_history,
+    plot_learning_rates,
     plot_mistakes,
     plot_model_eval,
     plot_predictions,
     plot_random_from_each_class,
     plot_reliability,
 )
+from cifarflow.training.lr_finder import LearningRates
 
 NAMES = ["cat", "dog", "ship"]
 
@@ -69,6 +71,9 @@ def probabilities(examples):
     return np.tile([0.1, 0.8, 0.1], (len(examples[0]), 1))
 
 
+RATES = LearningRates(
+    (0.001, 0.01, 0.1, 1.0), (2.0, 1.9, 1.0, 9.0), (2.0, 1.9, 1.2, 3.0), False, 0.03, 0.01
+)
 MATRIX = np.array([[3, 1, 0], [0, 2, 2], [0, 0, 0]])
 
 
@@ -490,6 +495,47 @@ def test_model_eval_of_many_classes_fits(history, tmp_path):
     assert max(figure.get_size_inches()) < 23
 
 
+# --- plot_learning_rates
+
+
+def test_learning_rates_are_drawn_and_marked():
+    figure = plot_learning_rates(RATES, current=0.2, title="lab_cnn, standin")
+    (ax,) = figure.axes
+    raw, smoothed = ax.lines[:2]
+    np.testing.assert_array_equal(raw.get_xydata(), np.transpose([RATES.rates, RATES.losses]))
+    np.testing.assert_array_equal(
+        smoothed.get_xydata(), np.transpose([RATES.rates, RATES.smoothed])
+    )
+    assert ax.get_xscale() == "log"
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "loss of a batch",
+        "smoothed",
+        "steepest slope: 0.03",
+        "a tenth of the minimum's: 0.01",
+        "the present one: 0.2",
+    ]
+    # What is said by colour is said by marker and line too.
+    marks = [line for line in ax.lines if line.get_marker() not in ("", "None", None)]
+    assert len({(line.get_marker(), line.get_linestyle()) for line in marks}) == 3
+    np.testing.assert_allclose(marks[1].get_xydata(), [[0.01, 1.9]], rtol=1e-6)
+    low, high = ax.get_ylim()
+    assert low < 1.2
+    assert high < 3  # the rise at the end is left out
+    figure.canvas.draw()
+    ticks = [label.get_text() for label in ax.get_xticklabels()]
+    assert "0.01" in ticks
+    assert not any("$" in tick for tick in ticks)
+
+
+def test_learning_rates_without_a_suggestion():
+    flat = LearningRates((0.1, 1.0), (2.0, 2.0), (2.0, 2.0), True, None, None)
+    (legend,) = plot_learning_rates(flat).legends
+    assert len(legend.get_texts()) == 2
+    with pytest.raises(ConfigError, match="current must be a finite number > 0, not -1"):
+        plot_learning_rates(RATES, current=-1)
+
+
 # --- plot_comparison
 
 
@@ -746,6 +792,7 @@ def drawers():
             Curves(), MATRIX, **predictions, class_names=NAMES, **o
         ),
         "augmentations": lambda **o: plot_augmentations(**DRAWN, **o),
+        "learning_rates": lambda **o: plot_learning_rates(RATES, **o),
         "comparison": lambda **o: plot_comparison(["a"], [[0.5]], **o),
         "mistakes": lambda **o: plot_mistakes(**predictions, class_names=NAMES, **o),
         "reliability": lambda **o: plot_reliability([(0.4, 0.3, 5), (0.8, 0.9, 7)], **o),

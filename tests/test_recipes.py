@@ -927,6 +927,9 @@ def test_a_run_that_died_goes_on(tmp_path, step):
         return [{**json.loads(line), "images_per_second": None} for line in lines]
 
     assert rows(resumed) == rows(whole)
+    ours, theirs = (left_beside_checkpoints(run.workdir)["table"] for run in (resumed, whole))
+    assert ours == theirs
+    assert len(ours) == len(rows(whole))
 
 
 def remove_at(step, workdir, then=lambda: None):

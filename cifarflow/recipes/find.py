@@ -354,7 +354,8 @@ def measure(spec: Mapping[str, Any]) -> dict[str, Any]:
         return {"reason": "the machine's memory is exhausted"}
     except tf.errors.OpError as error:
         # XLA's own allocator raises an error of another type, with this in its text.
-        if "RESOURCE_EXHAUSTED" in str(error) or error.code == tf.errors.RESOURCE_EXHAUSTED:
+        is_memory = isinstance(error, tf.errors.ResourceExhaustedError)
+        if is_memory or "RESOURCE_EXHAUSTED" in str(error):
             return {"reason": "the device's memory is exhausted"}
         raise
 
