@@ -150,8 +150,8 @@ def test_find_lr(tmp_path, env):
     assert code == 0, err
     assert BANNER in err
     assert re.match(r" step +learning rate +loss +smoothed\n +1 +0\.001 +2\.\d+ ", out)
-    assert re.search(r"lab_mlp on standin: the loss fell fastest at [\d.]+; a tenth of .* 0\.01$|"
-                     r"the loss did not fall by more than its noise", out, re.MULTILINE)  # fmt: skip
+    said = r"the loss did not fall by more|lab_mlp on standin: the loss fell fastest at [\d.]+; a "
+    assert re.search(said, out)
     assert out.endswith("picture: rates.png\n")
     assert (tmp_path / "rates.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["rates.png"]
