@@ -112,6 +112,7 @@ if TYPE_CHECKING:
     )
     from cifarflow.training.checkpoints import Checkpoints
     from cifarflow.training.contract import ContractError, check_step
+    from cifarflow.training.distribution import WorkerError, open_team
     from cifarflow.training.history import History
     from cifarflow.training.hooks import EarlyStopping, Every, Hook
     from cifarflow.training.loop import Run, TrainingInterrupted, train
@@ -204,6 +205,7 @@ _MODULES = {
     "training.capsule": ("Capsule", "CapsuleError", "Findings", "examine_step", "load_capsule"),
     "training.checkpoints": ("Checkpoints",),
     "training.contract": ("ContractError", "check_step"),
+    "training.distribution": ("WorkerError", "open_team"),
     "training.history": ("History",),
     "training.hooks": ("EarlyStopping", "Every", "Hook"),
     "training.loop": ("Run", "TrainingInterrupted", "train"),

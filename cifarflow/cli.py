@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 from absl import app, flags
 
 from cifarflow.device import prepare_gpus
-from cifarflow.errors import ON_NONFINITE, CifarflowError, ConfigError
+from cifarflow.errors import ON_NONFINITE, STRATEGIES, CifarflowError, ConfigError
 from cifarflow.recipes.named import RECIPES, get_recipe
 from cifarflow.recipes.recipe import Recipe
 from cifarflow.reporting.progress import Progress
@@ -217,6 +217,18 @@ def define_run_flags(*, workdir_help: str = "") -> None:
         "profile some steps before training: print what bounds them, write a trace into the "
         "workdir's folder profile",
     )
+    flags.DEFINE_enum(
+        "strategy",
+        "none",
+        STRATEGIES,
+        "who trains: one device; mirrored: all GPUs of this machine; multiworker: the processes "
+        "that TF_CONFIG names, of which the first has the workdir",
+    )
+    flags.DEFINE_float(
+        "worker_timeout_seconds",
+        60.0,
+        "for --strategy=multiworker: how long to wait for the other workers at the start",
+    )
     flags.DEFINE_boolean("plots", True, "draw the pictures")
     flags.DEFINE_boolean("progress", True, "show progress on stderr")
 
@@ -253,6 +265,8 @@ def run_options_from_flags(name: str) -> dict[str, Any]:
         "tensorboard": FLAGS.tensorboard,
         "profile": print if FLAGS.profile else None,
         "progress": Progress if FLAGS.progress else None,
+        "strategy": FLAGS.strategy,
+        "worker_timeout_seconds": FLAGS.worker_timeout_seconds,
     }
 
 
@@ -400,7 +414,10 @@ def _interrupted(message: str, *, signal_number: int, can_resume: bool) -> int:
 
 
 def print_summary(run: Run) -> None:
-    """Prints in a few lines what came of a run, and where its files are."""
+    """Prints in a few lines what came of a run, and where its files are, if they are here."""
+    if run.workdir is None:
+        print("done: the chief has the files")
+        return
     # Read from a file if the run was over already.
     summary: dict[str, Any] = {
         key: one_line(value) if isinstance(value, str) else value
@@ -422,11 +439,12 @@ def print_summary(run: Run) -> None:
 
 
 def draw_and_print(run: Run, dataset: Dataset) -> None:
-    """Draws a run's pictures into its workdir, and prints where they are."""
+    """Draws a run's pictures into its workdir, if it has one, and prints where they are."""
+    if run.workdir is None:
+        return
     # Plotting is loaded here: whoever says --noplots does not wait for it.
     from cifarflow.reporting.pictures import draw_run
 
-    assert run.workdir is not None
     paths = draw_run(run, dataset, run.workdir / "plots")
     print(f"pictures: {', '.join(path.name for path in paths.values())} in {run.workdir / 'plots'}")
 

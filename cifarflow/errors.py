@@ -49,6 +49,8 @@ class NonFiniteError(CifarflowError, FloatingPointError):
 
 # What a run may do then: end with that error, or leave the step out.
 ON_NONFINITE = ("stop", "skip")
+# Who trains: one device, all GPUs of a machine, the processes of a cluster.
+STRATEGIES = ("none", "mirrored", "multiworker")
 
 
 def check_int(name: str, value: object, *, minimum: int = 1) -> int:
@@ -128,3 +130,26 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in known:
         raise ConfigError(f"{name} must be one of {', '.join(known)}, not {value!r}")
     return value
+
+
+def check_micro_batches(batch_size: int | None, accumulate_steps: int) -> None:
+    """Refuses a batch that cannot be cut into equal parts.
+
+    Args:
+      batch_size: examples a batch, None if that is not known.
+      accumulate_steps: how many parts.
+
+    Raises:
+      ConfigError: if there is no such size of a part.
+    """
+    if accumulate_steps == 1:
+        return
+    if batch_size is None:
+        raise ConfigError(
+            f"accumulate_steps must be 1, not {accumulate_steps!r}, where batches differ in size: "
+            "batch with drop_remainder=True"
+        )
+    if batch_size % accumulate_steps:
+        raise ConfigError(
+            f"accumulate_steps must divide the batch size of {batch_size}, not {accumulate_steps!r}"
+        )

@@ -18,9 +18,15 @@ from cifarflow.data.augment import parse_augment
 from cifarflow.data.dataset import DATA_CHOICES
 from cifarflow.data.pictures import check_image_size
 from cifarflow.data.splits import SPLIT_METHODS
-from cifarflow.errors import ConfigError, check_choice, check_float, check_int, check_seed
+from cifarflow.errors import (
+    ConfigError,
+    check_choice,
+    check_float,
+    check_int,
+    check_micro_batches,
+    check_seed,
+)
 from cifarflow.optimizers.precision import PRECISIONS
-from cifarflow.training.step import check_micro_batches
 from cifarflow.untrusted import one_line
 
 # What builds each is in `recipes.build`: to make a recipe nobody waits for TensorFlow.

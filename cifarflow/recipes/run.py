@@ -44,6 +44,7 @@ from cifarflow.recipes.named import get_recipe
 from cifarflow.recipes.recipe import Recipe
 from cifarflow.training.checkpoints import Checkpoints, hash_arrays
 from cifarflow.training.contract import CHECKED, check_step
+from cifarflow.training.distribution import open_team
 from cifarflow.training.history import History
 from cifarflow.training.hooks import EarlyStopping, Every, Hook, epochs_to_steps
 from cifarflow.training.loop import ProgressView, Run, train
@@ -93,6 +94,8 @@ def train_recipe(
     checkpoint_every: Every | None = None,
     on_nonfinite: str = "stop",
     check: bool = False,
+    strategy: str = "none",
+    worker_timeout_seconds: float = 60.0,
     **changes: Any,
 ) -> Run:
     """Trains a recipe, evaluates it on the test set once, and writes down what came out.
@@ -116,6 +119,11 @@ def train_recipe(
         may go on by skipping.  In workdir a step that fails is kept in a folder capsules/step_N,
         of those that are skipped the first three; `python -m cifarflow replay` runs it again.
       check: whether to run `check_step` before training, and print a line when all is well.
+      strategy: "none"; "mirrored" for all GPUs of this machine; "multiworker" for the processes
+        that TF_CONFIG names, each of which calls this.  The recipe's batch is shared out among
+        them, so the run is the same, see `cifarflow.training.distribution`.  Of several processes
+        the chief alone has the workdir, and all return its summary.
+      worker_timeout_seconds: for multiworker: how long to wait for the others at the start.
       **changes: fields of the recipe and their new values.
 
     Returns:
@@ -130,6 +138,7 @@ def train_recipe(
       ContractError: if `check` finds a fault.
       NonFiniteError: if the loss, a gradient or a weight is not finite, see `train`.
       TrainingInterrupted: after Ctrl-C.
+      WorkerError: if a worker does not come up, is lost, or has another recipe.
     """
     started = time.perf_counter()
     recipe = get_recipe(recipe, **changes)
@@ -142,7 +151,16 @@ def train_recipe(
     needs = next((name for name, value in needy.items() if value), None)
     if workdir is None and needs is not None:
         raise ConfigError(f"{needs} needs a workdir, not None")
+    if strategy != "none" and profile is not None:
+        raise ConfigError(f"profile needs strategy none, not {strategy!r}: it looks at one replica")
     prepare_gpus()
+    team = open_team(strategy, worker_timeout_seconds=worker_timeout_seconds)
+    if team is not None:
+        team.check_batch_size(recipe.batch_size)
+        if not team.is_chief:
+            workdir, resume, tensorboard, progress = None, False, False, None
+    elif strategy != "none":
+        print("strategy mirrored: there is one device, which trains alone")
     if dataset is None:
         dataset = load_recipe_data(recipe, data_dir=data_dir)
     dataset = limit_as_asked(recipe, dataset)
@@ -167,6 +185,8 @@ def train_recipe(
     if check:
         check_pieces(pieces)
         print(CHECKED)
+    if team is not None:
+        team.check_same("a recipe", recipe.to_json())
     with contextlib.ExitStack() as opened:
         # Let go at the end, whatever it is.
         folder = opened.enter_context(Workdir(workdir)) if workdir is not None else None
@@ -214,6 +234,9 @@ def train_recipe(
                         stacklevel=2,
                     )
                 outputs = folder.read_test_outputs()
+                if team is not None:
+                    team.tell(summary)
+                    team.hand_out(model.variables)
                 return Run(model, history, summary, folder.path, test_outputs=outputs)
             # A run that ended between its test and its summary is tested again.
             history.rows = [row for row in history.rows if row["split"] != "test"]
@@ -221,6 +244,13 @@ def train_recipe(
                 board = TensorBoard(folder.path / "tensorboard")
                 history.listeners.append(board.add_row)
                 _show_first_batch(board, dataset, batches.batch_at(0)[0])
+
+        if team is not None:
+            # The chief's summary, if the run is over already.
+            summary = team.tell(None)
+            if summary is not None:
+                team.hand_out(model.variables)
+                return Run(model, history, summary)
 
         first_step = (checkpoints.latest() or 0) if checkpoints is not None and resume else 0
         total_steps = epochs_to_steps(recipe.epochs, steps_per_epoch=batches.steps_per_epoch)
@@ -235,6 +265,8 @@ def train_recipe(
                 )
                 view = stack.enter_context(shown)
                 _announce(view, recipe, dataset, model)
+                if team is not None:
+                    view.line(f"{team.describe()}; each has a share of every batch")
             run = train(
                 model,
                 optimizer,
@@ -254,7 +286,11 @@ def train_recipe(
                 on_nonfinite=on_nonfinite,
                 capsules=capsules,
                 progress=view,
+                team=team,
             )
+        if team is not None and not team.is_chief:
+            # The chief tests, while the others wait for what comes out.
+            return Run(model, history, team.tell(None))
         outputs = predict(model, dataset.test.images, **predict_options(recipe))
         summary = _summary(recipe, dataset, run, loss_fn, outputs)
         if board is not None:
@@ -275,6 +311,8 @@ def train_recipe(
                     f"workdir {str(workdir)!r} lacks {', '.join(lost)}, removed while the run went "
                     "on: all else is there; to have that too, run it again in another folder"
                 )
+        if team is not None:
+            team.tell(summary)
         path = folder.path if folder is not None else None
         return Run(model, history, summary, path, test_outputs=outputs)
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from cifarflow.errors import CheckpointError, ConfigError, WorkdirError
 from cifarflow.training.checkpoints import Checkpoints
 from cifarflow.training.clock import Clock
+from cifarflow.training.distribution import Team
 from cifarflow.training.hooks import Hook, LoopState, Metrics
 from cifarflow.training.nonfinite import Watch
 from cifarflow.training.step import Sums
@@ -128,15 +129,7 @@ class Books:
         with contextlib.suppress(WorkdirError):
             state.history.sync()
         extra = {
-            "pending": list(self.pending),
-            "hooks": [hook.get_state() for hook in self._hooks],
-            "hook_kinds": [type(hook).__qualname__ for hook in self._hooks],
-            "clock": self.clock.get_state(),
-            "skips": self._watch.get_state(),
-            "train": state.train and [*state.train],
-            "validation": state.validation and [*state.validation, state.validation_step],
-            "stop_reason": state.stop_reason,
-            "due": list(due),
+            **self._state_beside(due),
             "first_labels": self._first_labels,
             "rows": len(state.history.rows),
             "unwritten": state.history.unwritten()[-_MOST_UNWRITTEN:],
@@ -151,6 +144,21 @@ class Books:
         self._checkpoints.begin_save(state.step, self._variables, extra=extra, score=score)
         # With events left there will be another of this step.
         self._saved_step = None if due else state.step
+
+    def _state_beside(self, due: Sequence[int]) -> dict[str, Any]:
+        """What `_take` takes back."""
+        state = self._state
+        return {
+            "pending": list(self.pending),
+            "hooks": [hook.get_state() for hook in self._hooks],
+            "hook_kinds": [type(hook).__qualname__ for hook in self._hooks],
+            "clock": self.clock.get_state(),
+            "skips": self._watch.get_state(),
+            "train": state.train and [*state.train],
+            "validation": state.validation and [*state.validation, state.validation_step],
+            "stop_reason": state.stop_reason,
+            "due": list(due),
+        }
 
     def finish(self) -> None:
         """Returns when all is in files.
@@ -233,6 +241,30 @@ class Books:
                 f"{state.step}: going on without them"
             )
         return due
+
+    def follow(self, team: Team, due: Sequence[int], num_events: int) -> list[int]:
+        """Takes everything to where the chief is, which has restored it or begins.
+
+        Args:
+          team: that of the run.
+          due: what `restore` returned to this worker.
+          num_events: of this worker; the others of the chief only write files.
+
+        Returns:
+          Places of the events that are still to be run at that step.
+
+        Raises:
+          WorkerError: if this worker has other data, seed or batch size than the chief, or one is
+            lost.
+        """
+        state = self._state
+        team.check_same("batches", {"first_labels": self._first_labels})
+        told = team.tell([state.step, self._state_beside(due)])
+        team.hand_out(self._variables)
+        if not team.is_chief:
+            state.step = told[0]
+            due = self._take(told[1], 2**31)
+        return [index for index in due if index < num_events]
 
     def _check_labels(self, name: str, theirs: str | None) -> None:
         """Refuses another seed or other data, where both are known."""

@@ -23,14 +23,13 @@ import tensorflow as tf
 
 from cifarflow.data.pipeline import Batches
 from cifarflow.device import prepare_gpus
-from cifarflow.errors import CifarflowError, ConfigError
+from cifarflow.errors import CifarflowError, ConfigError, check_micro_batches
 from cifarflow.training.gradients import Gradients, make_gradients
 from cifarflow.training.loop import as_batches, check_fits, explained
 from cifarflow.training.snapshot import Snapshot, all_finite
 from cifarflow.training.step import (
     LossFn,
     Sums,
-    check_micro_batches,
     freezing_stages,
     is_float,
     make_eval_step,

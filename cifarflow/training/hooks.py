@@ -210,12 +210,19 @@ class EventSchedule:
     Args:
       hooks: in the order in which they run.
       state: the loop's, whose step moves on.
+      now: the time in seconds.
     """
 
-    def __init__(self, hooks: Sequence[Hook], state: LoopState) -> None:
-        self._hooks, self._state = hooks, state
+    def __init__(
+        self,
+        hooks: Sequence[Hook],
+        state: LoopState,
+        *,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._hooks, self._state, self._clock = hooks, state, now
         self._next = [self._after(hook) for hook in self._hooks]
-        self._last_seconds = [time.monotonic()] * len(self._hooks)
+        self._last_seconds = [now()] * len(self._hooks)
         self.begin()
 
     def _after(self, hook: Hook) -> int | None:
@@ -231,7 +238,7 @@ class EventSchedule:
         Args:
           only: what `unfinished` returned at this step before, to go on with: these, and no others.
         """
-        self._now = time.monotonic()
+        self._now = self._clock()
         self._only = only is not None
         self._left = list(range(len(self._hooks)) if only is None else only)
 

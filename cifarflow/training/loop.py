@@ -21,6 +21,7 @@ import dataclasses
 import functools
 import pathlib
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -39,12 +40,14 @@ from cifarflow.errors import (
     check_choice,
     check_float,
     check_int,
+    check_micro_batches,
 )
 from cifarflow.training.averaging import Averaging
 from cifarflow.training.books import Books, Total
 from cifarflow.training.capsule import make_examine
 from cifarflow.training.checkpoints import Checkpoints, hash_arrays
 from cifarflow.training.clock import Clock
+from cifarflow.training.distribution import Team
 from cifarflow.training.history import History
 from cifarflow.training.hooks import EventSchedule, Every, Hook, LoopState, Metrics, epochs_to_steps
 from cifarflow.training.nonfinite import Capsules, Watch
@@ -53,7 +56,6 @@ from cifarflow.training.signals import TrainingInterrupted, noted_signals
 from cifarflow.training.step import (
     LossFn,
     Sums,
-    check_micro_batches,
     make_eval_step,
     make_train_step,
 )
@@ -165,6 +167,7 @@ def train(
     on_nonfinite: str = "stop",
     capsules: Capsules | None = None,
     progress: ProgressView | None = None,
+    team: Team | None = None,
 ) -> Run:
     """Trains a model.
 
@@ -199,6 +202,10 @@ def train(
         `make_train_step`.  Until there is such a step the choice changes nothing but the time.
       capsules: where to keep what it takes to run such a step again; None keeps nothing.
       progress: shows how far training is.
+      team: the replicas that train the model together, as `open_team` returns; each of them draws
+        the same batches and trains on its share.  With several processes each calls this, with
+        the same arguments but those that write: `history`, `checkpoints` and `capsules` are the
+        chief's alone, and so is `resume`.
 
     Returns:
       The `Run`; its summary holds steps, epochs, train_seconds (in compiled calls, without the
@@ -213,6 +220,7 @@ def train(
       NonFiniteError: if the loss, a gradient or a weight is not finite; or, if such steps are
         skipped, none of the last few hundred steps could be done.
       CheckpointError: if the checkpoint to resume from does not fit.
+      WorkerError: if a worker of the team is lost, or has other data.
       WorkdirError: if there are checkpoints and resume is False, or a file cannot be written.
       TrainingInterrupted: after Ctrl-C or SIGTERM, when the step is done and the state saved.
         A second one stops at once.
@@ -228,6 +236,7 @@ def train(
         checkpoints=(checkpoints, Checkpoints, "a Checkpoints"),
         checkpoint_every=(checkpoint_every, *every),
         capsules=(capsules, Capsules, "a Capsules"),
+        team=(team, Team, "what open_team returns"),
         **{f"hooks[{i}]": (hook, Hook, "a Hook") for i, hook in enumerate(hooks)},
     )
     check_choice("on_nonfinite", on_nonfinite, ON_NONFINITE)
@@ -245,7 +254,11 @@ def train(
     options: dict[str, Any] = {"loss_fn": loss_fn, "jit_compile": jit_compile, "fused": fused}
     step_options = {"freeze": freeze, "accumulate_steps": accumulate_steps, **options}
     train_step = make_train_step(
-        model, optimizer, skip_nonfinite=on_nonfinite == "skip", **step_options
+        model,
+        optimizer,
+        skip_nonfinite=on_nonfinite == "skip",
+        spread=team.spread if team is not None else None,
+        **step_options,
     )
     variables = [*model.variables, *optimizer.variables]
     if averaging is not None:
@@ -263,9 +276,10 @@ def train(
         capsules=capsules,
         say=say,
         stopped=lambda: came(),
+        now=team.now if team is not None else time.monotonic,
     )
     first_labels = None
-    if checkpoints is not None and hasattr(batches, "batch_at"):
+    if (checkpoints is not None or team is not None) and hasattr(batches, "batch_at"):
         # Not the images: augmentation may round otherwise on another machine.
         first_labels = hash_arrays(batches.batch_at(0)[1:])
     books = Books(
@@ -302,9 +316,16 @@ def train(
         moments = [checkpoint_every] if checkpoint_every else [Every(epochs=1), Every(seconds=30)]
         events.extend(Hook(moment, lambda _: books.save()) for moment in moments)
     left = books.restore(len(events)) if resume and checkpoints is not None else []
+    if team is not None:
+        left = books.follow(team, left, len(events))
 
     runner = StepRunner(
-        train_step, batches, first_step=state.step, last_step=steps, jit_compile=jit_compile
+        train_step,
+        batches,
+        first_step=state.step,
+        last_step=steps,
+        # Replicas do not meet within a program of XLA's.
+        jit_compile=jit_compile and team is None,
     )
     check_fits(model, runner.element_spec)
     check_micro_batches(runner.element_spec[0].shape[0], accumulate_steps)
@@ -312,7 +333,11 @@ def train(
         _check_pixels(model, batches)
     if validation is not None:
         check_fits(model, validation.element_spec)
-    schedule, clock = EventSchedule(events, state), books.clock
+    if team is not None:
+        team.check_batch_size(runner.element_spec[0].shape[0])
+        team.begin(model)
+    now = team.now if team is not None else time.monotonic
+    schedule, clock = EventSchedule(events, state, now=now), books.clock
     with clock.compiling():
         # Traced here and never again: a concrete function cannot be.
         runner.compile()
@@ -331,7 +356,8 @@ def train(
                     path, trouble = books.newest(), str(error)
                     raise TrainingInterrupted(state.step, path, came(), trouble=trouble) from error
                 path = checkpoints.path(state.step) if checkpoints is not None else None
-                raise TrainingInterrupted(state.step, path, came())
+                is_chief = team is None or team.is_chief
+                raise TrainingInterrupted(state.step, path, came(), is_chief=is_chief)
             if not due:
                 return
             with contextlib.suppress(_CutShortError):
@@ -341,12 +367,24 @@ def train(
                     # It may have changed the weights, or the learning rate.
                     watch.remember(state.step)
 
-    with books.settled(), noted_signals() as came:
+    def next_count() -> int:
+        """How many steps share the next call; 0 when training is over."""
+        count = 0
+        if state.step < steps and not state.stop_reason:
+            count = min(schedule.next_step() - state.step, clock.steps_in(_SECONDS_A_CALL))
+        if team is not None:
+            count = team.agree(count, signal_number=noted())
+            if came():
+                run_events([])
+        return count
+
+    noticing = team.noticing if team is not None else contextlib.nullcontext
+    with books.settled(), noted_signals() as noted:
+        came = noted if team is None else lambda: team.signal
         if left:
             run_events(left)
-        while state.step < steps and not state.stop_reason:
-            count = min(schedule.next_step() - state.step, clock.steps_in(_SECONDS_A_CALL))
-            with clock.measure(count), explained(model):
+        while count := next_count():
+            with clock.measure(count), explained(model), noticing():
                 # Reading the sums waits until the device has finished.
                 total = Total().plus(runner.run(count))
                 clock.add_images(total.examples)

@@ -21,11 +21,11 @@ import tensorflow as tf
 
 from cifarflow.data.pipeline import Batches
 from cifarflow.device import prepare_gpus
-from cifarflow.errors import ConfigError, check_float, check_int
+from cifarflow.errors import ConfigError, check_float, check_int, check_micro_batches
 from cifarflow.training.loop import as_batches, check_fits, explained
 from cifarflow.training.runner import StepRunner
 from cifarflow.training.snapshot import Snapshot
-from cifarflow.training.step import LossFn, check_micro_batches, make_train_step
+from cifarflow.training.step import LossFn, make_train_step
 
 # Fewer have no slope that could be told from noise.
 _FEWEST_STEPS = 10

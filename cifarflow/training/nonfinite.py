@@ -56,6 +56,7 @@ class Watch:
       capsules: where to keep the steps that fail; None keeps none.
       say: told, in a line each, which steps were skipped.
       stopped: says whether a signal has come, which ends the hunt for a step.
+      now: the time in seconds, by which the state is copied now and then.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class Watch:
         capsules: Capsules | None = None,
         say: Callable[[str], object],
         stopped: Callable[[], object] = lambda: False,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._now = now
         self._model, self._optimizer, self._variables = model, optimizer, list(variables)
         self._batches, self._capsules, self._say = batches, capsules, say
         self._make_examine, self._stopped = make_examine, stopped
@@ -116,7 +119,7 @@ class Watch:
         if not math.isfinite(loss):
             self._fail(f"the training loss became {loss}", first_step, last_step)
         self._count(first_step, count, int(skipped))
-        if time.monotonic() - self._good_at > _SECONDS_A_SNAPSHOT:
+        if self._now() - self._good_at > _SECONDS_A_SNAPSHOT:
             self.look(last_step)
             self._begin_from(last_step)
 
@@ -145,7 +148,7 @@ class Watch:
     def _begin_from(self, step: int) -> None:
         """Forgets all but the values as they are now, which are good."""
         self._kept = [(step, Snapshot(self._variables))]
-        self._good_at = time.monotonic()
+        self._good_at = self._now()
 
     def _count(self, first_step: int, count: int, skipped: int) -> None:
         updates = int(self._optimizer.iterations)

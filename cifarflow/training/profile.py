@@ -31,11 +31,11 @@ import tensorflow as tf
 
 from cifarflow.data.pipeline import ArrayBatches, Batches
 from cifarflow.device import describe_device, has_bfloat16, has_gpu, prepare_gpus
-from cifarflow.errors import ConfigError, WorkdirError, check_int
+from cifarflow.errors import ConfigError, WorkdirError, check_int, check_micro_batches
 from cifarflow.files import replacing
 from cifarflow.training.loop import as_batches, check_fits, explained
 from cifarflow.training.runner import INPUT_SCOPE, StepRunner
-from cifarflow.training.step import LossFn, check_micro_batches, make_train_step
+from cifarflow.training.step import LossFn, make_train_step
 from cifarflow.training.trace import (
     Split,
     check_readable,

@@ -34,11 +34,14 @@ class TrainingInterrupted(KeyboardInterrupt):
         signal_number: int = signal.SIGINT,
         *,
         trouble: str = "",
+        is_chief: bool = True,
     ) -> None:
         kept = f"all is saved in {checkpoint}" if checkpoint else "nothing was saved"
         if trouble:
             older = f"what is saved is {checkpoint}" if checkpoint else "nothing was saved"
             kept = f"{trouble}; {older}"
+        if not is_chief:
+            kept = "what is saved is with the chief"
         super().__init__(f"interrupted after step {step}: {kept}")
         self.step = step
         self.checkpoint = checkpoint

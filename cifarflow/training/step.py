@@ -19,12 +19,14 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from cifarflow.errors import ConfigError, check_float, check_int
+from cifarflow.errors import ConfigError, check_float, check_int, check_micro_batches
 from cifarflow.models.fusion import fuse
 from cifarflow.models.registry import released_gradients
 from cifarflow.optimizers.sgd import check_pattern, path_of, quote_some
 
 LossFn = Callable[[Any, Any], Any]
+# Of images, labels and variables: the mean loss, the sums, and the gradients of the scaled loss.
+Look = Callable[[Any, Any, Sequence[Any]], tuple[Any, "Sums", list[Any]]]
 
 
 class Sums(NamedTuple):
@@ -104,6 +106,7 @@ def make_train_step(
     fused: bool = True,
     skip_nonfinite: bool = False,
     accumulate_steps: int = 1,
+    spread: Callable[[Callable[[Any], Look], Any], Look] | None = None,
 ) -> Any:
     """Compiles one step of training.
 
@@ -135,6 +138,8 @@ def make_train_step(
         statistics of each micro-batch, and moves its running ones as often; dropout draws other
         masks; what a layer adds to the loss itself, as an activity regulariser does, is the mean
         of what it adds in each.
+      spread: has the gradients computed by several replicas, such as `Team.spread`; XLA then
+        compiles what each of them computes, and not the update.
 
     Returns:
       A `tf.function` of (images [B, H, W, C], labels [B] or [B, num_classes]) that updates the
@@ -164,31 +169,44 @@ def make_train_step(
         optimizer.build(variables)
     stages = freezing_stages(variables, freeze or {})
     losses_fn = loss_fn or default_loss(model)
-    forward = fuse(model) if fused else lambda images: model(images, training=True)
 
-    def find(images: Any, labels: Any, variables: Sequence[Any]) -> tuple[Any, Any, list[Any]]:
-        with tf.GradientTape() as tape:
-            outputs = forward(images)
-            loss = tf.reduce_mean(losses_fn(labels, outputs))
-            if model.losses:
-                loss += tf.add_n([tf.cast(extra, tf.float32) for extra in model.losses])
-            scaled_loss = optimizer.scale_loss(loss)
-        correct = count_correct(labels, outputs)
-        return loss, correct, tape.gradient(scaled_loss, variables)
+    def make_look(model: Any) -> Look:
+        forward = fuse(model) if fused else lambda images: model(images, training=True)
+
+        def find(images: Any, labels: Any, variables: Sequence[Any]) -> tuple[Any, Any, list[Any]]:
+            with tf.GradientTape() as tape:
+                outputs = forward(images)
+                loss = tf.reduce_mean(losses_fn(labels, outputs))
+                if model.losses:
+                    loss += tf.add_n([tf.cast(extra, tf.float32) for extra in model.losses])
+                scaled_loss = optimizer.scale_loss(loss)
+            correct = count_correct(labels, outputs)
+            return loss, correct, tape.gradient(scaled_loss, variables)
+
+        def look(images: Any, labels: Any, variables: Sequence[Any]) -> tuple[Any, Sums, list[Any]]:
+            if accumulate_steps == 1:
+                loss, correct, gradients = find(images, labels, variables)
+            else:
+                loss, correct, gradients = _accumulated(
+                    find, images, labels, variables, accumulate_steps
+                )
+            count = tf.cast(tf.shape(images)[0], tf.float32)
+            return loss, Sums(loss * count, correct, count, tf.zeros([])), gradients
+
+        def by_xla(images: Any, labels: Any, variables: Sequence[Any]) -> Any:
+            compiled = tf.function(lambda *batch: look(*batch, variables), jit_compile=True)
+            return compiled(images, labels)
+
+        return by_xla if jit_compile and spread is not None else look
+
+    look = make_look(model) if spread is None else spread(make_look, model)
 
     @released_gradients()
     def update(images: Any, labels: Any, variables: Sequence[Any]) -> Sums:
         # What the forward pass itself changes: the statistics of BatchNorm.
         resting = [v for v in model.non_trainable_variables if skip_nonfinite and is_float(v)]
         before = [tf.identity(variable.value) for variable in resting]
-        if accumulate_steps == 1:
-            loss, correct, gradients = find(images, labels, variables)
-        else:
-            loss, correct, gradients = _accumulated(
-                find, images, labels, variables, accumulate_steps
-            )
-        count = tf.cast(tf.shape(images)[0], tf.float32)
-        sums = Sums(loss * count, correct, count, tf.zeros([]))
+        loss, sums, gradients = look(images, labels, variables)
 
         def apply() -> Sums:
             optimizer.apply(gradients, variables)
@@ -206,7 +224,7 @@ def make_train_step(
         done: Sums = tf.cond(tf.reduce_all(finite), apply, undo)
         return done
 
-    @tf.function(jit_compile=jit_compile)
+    @tf.function(jit_compile=jit_compile and spread is None)
     def train_step(images: Any, labels: Any) -> Sums:
         if len(stages) == 1:
             return update(images, labels, stages[0][1])
@@ -261,29 +279,6 @@ def _accumulated(
 
 def _dense(gradient: Any) -> Any:
     return None if gradient is None else tf.convert_to_tensor(gradient)
-
-
-def check_micro_batches(batch_size: int | None, accumulate_steps: int) -> None:
-    """Refuses a batch that cannot be cut into equal parts.
-
-    Args:
-      batch_size: examples a batch, None if that is not known.
-      accumulate_steps: how many parts.
-
-    Raises:
-      ConfigError: if there is no such size of a part.
-    """
-    if accumulate_steps == 1:
-        return
-    if batch_size is None:
-        raise ConfigError(
-            f"accumulate_steps must be 1, not {accumulate_steps!r}, where batches differ in size: "
-            "batch with drop_remainder=True"
-        )
-    if batch_size % accumulate_steps:
-        raise ConfigError(
-            f"accumulate_steps must divide the batch size of {batch_size}, not {accumulate_steps!r}"
-        )
 
 
 def is_float(variable: Any) -> bool:
