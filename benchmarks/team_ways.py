@@ -2,8 +2,8 @@
 
     python benchmarks/team_ways.py           # a worker: see `worker.serve`; started by distribution.py
 
-The first line on stdin says recipe, batch_size (of all workers together), precision, data, data_dir,
-examples (0 for all), cores (those to stay on, null for all), addresses (of all workers; none for one
+The first line on stdin says recipe, batch_size (of all workers together), precision, model_options
+(over the recipe's), data, data_dir, examples (0 for all), cores (those to stay on, null for all), addresses (of all workers; none for one
 process alone) and index.
 """
 
@@ -49,6 +49,7 @@ class TeamWay:
             dataset,
             batch_size=spec["batch_size"],
             precision=spec["precision"],
+            model_options=spec["model_options"],
             jit_compile="false",
         )
         pieces = build.assemble(recipe, dataset)

@@ -33,6 +33,8 @@ COMMANDS = {
     "--augment=flip --json=input.json --plot=input.png",
     "memory": "memory.py --quick --data=standin --model=lab_mlp --precision=mixed_bfloat16 "
     "--rounds=1 --json=memory.json --plot=memory.png",
+    "team": "distribution.py --quick --data=standin --device=cpu --steps=3 --batch_size=32 "
+    "--json=team.json --plot=team.png",
     # Only once the images are there can this be known to be too many.
     "refused": "memory.py --data=standin --growth_examples=9000 --json=refused.json",
 }

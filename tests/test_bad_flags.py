@@ -176,6 +176,11 @@ BY_HAND = {
             "--profile=all",
             "--check=x",
             "--on_nonfinite=go",
+            "--strategy=tpu",
+            "--strategy=multiworker",
+            "--strategy=mirrored --profile",
+            "--strategy=multiworker --worker_timeout_seconds=0",
+            "--strategy=multiworker --worker_timeout_seconds=nan",
             "--plots=no way",
             "--progress=?",
             "--noresume=x",
@@ -279,6 +284,11 @@ BY_HAND = {
         *("--augment=crop:32", "--augment=crop:" + "9" * 5000, "--ways=copy --augment=flip,"),
         *("--batch_sizes=0", "--batch_sizes=", "--seconds_a_round=0", "--seconds_a_round=x"),
     ],
+    "benchmarks/distribution.py": [
+        *("--recipe=vgg", "--batch_size=0", "--batch_size=31", "--batch_size=x", "--steps=0"),
+        *("--precision=half", "--seconds_a_round=0", "--seconds_a_round=nan", "--device=gpu"),
+        *("--model_options=x", "--model_options=", "--model_options={", "--workers=3"),
+    ],
     "benchmarks/memory.py": [
         *(
             "--model=vgg",
@@ -313,7 +323,7 @@ BY_HAND = {
     ],
 }
 # Of those benchmarks that `harness.define_flags` gives its flags.
-SHARED = ["step_time", "input_pipeline", "memory", "time_to_accuracy", "accuracy"]
+SHARED = ["step_time", "distribution", "input_pipeline", "memory", "time_to_accuracy", "accuracy"]
 FOR_SHARED = [
     *(
         "--device=tpu",

@@ -73,13 +73,13 @@ class Cluster(NamedTuple):
 
     Attributes:
       addresses: "host:port" of each, the chief's first.
-      index: this process's place among them.
+      place: this process's among them.
       task: its type and index as TensorFlow counts them.
       has_chief: whether the first is of type chief, not worker 0.
     """
 
     addresses: tuple[str, ...]
-    index: int
+    place: int
     task: tuple[str, int]
     has_chief: bool
 
@@ -167,7 +167,7 @@ def meet(cluster: Cluster, *, timeout_seconds: float) -> None:
       ConfigError: if another program listens at this worker's own address.
     """
     digest = hashlib.sha256(json.dumps(cluster.addresses).encode()).hexdigest()[:16]
-    others = [index for index in range(len(cluster.addresses)) if index != cluster.index]
+    others = [index for index in range(len(cluster.addresses)) if index != cluster.place]
     answered: dict[int, bool] = {}
     greeted: set[int] = set()
     done = threading.Event()
@@ -182,7 +182,7 @@ def meet(cluster: Cluster, *, timeout_seconds: float) -> None:
                 with connection:
                     connection.settimeout(_ANSWER_SECONDS)
                     said = _read_line(connection, len(line(0)))
-                    connection.sendall(line(cluster.index))
+                    connection.sendall(line(cluster.place))
                     greeted.update(index for index in others if said == line(index))
 
     deadline = time.monotonic() + timeout_seconds
@@ -195,7 +195,7 @@ def meet(cluster: Cluster, *, timeout_seconds: float) -> None:
                     if not answered.get(index):
                         with contextlib.suppress(OSError):
                             answered[index] = _ask(
-                                cluster.addresses[index], line(cluster.index), line(index)
+                                cluster.addresses[index], line(cluster.place), line(index)
                             )
                 # Whoever has not greeted yet still needs an answer.
                 if greeted.issuperset(others) and all(map(answered.get, others)):
@@ -213,7 +213,7 @@ def meet(cluster: Cluster, *, timeout_seconds: float) -> None:
             missing.append(cluster.name(index) + how)
         elif index not in greeted:
             missing.append(
-                f"{cluster.name(index)}, which cannot reach {cluster.name(cluster.index)}"
+                f"{cluster.name(index)}, which cannot reach {cluster.name(cluster.place)}"
             )
     raise WorkerError(
         f"after {timeout_seconds:g} s {len(missing)} of {len(cluster.addresses)} workers have not "
@@ -222,7 +222,7 @@ def meet(cluster: Cluster, *, timeout_seconds: float) -> None:
 
 
 def _listen(cluster: Cluster) -> socket.socket:
-    address = cluster.addresses[cluster.index]
+    address = cluster.addresses[cluster.place]
     try:
         listener = socket.create_server(("", _split(address)[1]))
     except OSError as error:
@@ -479,7 +479,7 @@ class Workers(Team):
                 "start a worker a GPU, each with one in CUDA_VISIBLE_DEVICES"
             )
         self._cluster = cluster
-        self.replicas, self.index = len(cluster.addresses), cluster.index
+        self.replicas, self.index = len(cluster.addresses), cluster.place
         meet(cluster, timeout_seconds=timeout_seconds)
         chief = list(cluster.addresses[: cluster.has_chief])
         jobs = {"chief": chief, "worker": list(cluster.addresses[cluster.has_chief :])}

@@ -194,7 +194,7 @@ def make_train_step(
             return loss, Sums(loss * count, correct, count, tf.zeros([])), gradients
 
         def by_xla(images: Any, labels: Any, variables: Sequence[Any]) -> Any:
-            compiled = tf.function(lambda *batch: look(*batch, variables), jit_compile=True)
+            compiled = tf.function(lambda x, y: look(x, y, variables), jit_compile=True)
             return compiled(images, labels)
 
         return by_xla if jit_compile and spread is not None else look
