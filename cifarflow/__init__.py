@@ -165,7 +165,7 @@ _MODULES = {
     "evaluation.predict": ("Predictor", "predict", "softmax"),
     "evaluation.statistics": ("Summary", "summarise"),
     "evaluation.voting": ("Combined", "combine_outputs"),
-    "export": ("Export", "ExportError", "Exported", "export_model"),
+    "export": ("Export", "Exported", "ExportError", "export_model"),
     "models.cnn": ("cnn", "final"),
     "models.flops": ("count_flops",),
     "models.mlp": ("mlp",),

@@ -15,7 +15,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cifarflow.data import cifar10, standin
+from cifarflow.data import standin
+from cifarflow.data.layouts import LAYOUTS
 from cifarflow.errors import CheckpointError, ConfigError, DataError, WorkdirError, check_choice
 from cifarflow.models.layers import check_image_shape
 from cifarflow.recipes.build import build_averaging, build_model, build_optimizer
@@ -27,7 +28,11 @@ from cifarflow.untrusted import shown
 
 WHICH = ("last", "best")
 # What a summary may leave out where the data is known.
-_KNOWN_CLASSES = {"cifar10": cifar10.CLASS_NAMES, "standin": standin.CLASS_NAMES}
+_KNOWN_CLASSES = {
+    **{name: layout.class_names for name, layout in LAYOUTS.items()},
+    "cifar100-coarse": LAYOUTS["cifar100"].coarse_names,
+    "standin": standin.CLASS_NAMES,
+}
 _KNOWN_SHAPE = (32, 32, 3)
 
 
