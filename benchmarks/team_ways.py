@@ -1,10 +1,10 @@
 """One recipe trained by one process or by workers, each of them a child process.
 
-    python benchmarks/team_ways.py           # a worker: see `worker.serve`; started by distribution.py
+    python benchmarks/team_ways.py       # a worker: see `worker.serve`; distribution.py starts it
 
 The first line on stdin says recipe, batch_size (of all workers together), precision, model_options
-(over the recipe's), data, data_dir, examples (0 for all), cores (those to stay on, null for all), addresses (of all workers; none for one
-process alone) and index.
+(over the recipe's), data, data_dir, examples (0 for all), cores (those to stay on, null for all),
+addresses (of all workers; none for one process alone) and index.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 from absl import app, flags
 
 from cifarflow.device import prepare_gpus
-from cifarflow.errors import ON_NONFINITE, STRATEGIES, CifarflowError, ConfigError
+from cifarflow.errors import ON_NONFINITE, STRATEGIES, CifarflowError, ConfigError, check_float
 from cifarflow.recipes.named import RECIPES, get_recipe
 from cifarflow.recipes.recipe import Recipe
 from cifarflow.reporting.progress import Progress
@@ -249,6 +249,14 @@ def run_options_from_flags(name: str) -> dict[str, Any]:
     """
     if FLAGS.resume and not FLAGS.workdir:
         raise ConfigError("--resume needs --workdir: the folder of the run to go on with")
+    check_float("--worker_timeout_seconds", FLAGS.worker_timeout_seconds, above_minimum=True)
+    if FLAGS.strategy == "multiworker":
+        # Loaded here: nobody else waits for it.  Before the data is read, which takes longer.
+        from cifarflow.training.distribution import read_cluster
+
+        read_cluster(os.environ.get("TF_CONFIG"))
+    if FLAGS.strategy != "none" and FLAGS.profile:
+        raise ConfigError(f"--profile needs --strategy=none, not {FLAGS.strategy}")
     for flag in ("workdir", "data_dir"):
         path = FLAGS[flag].value
         if path is not None and not path.strip():
@@ -415,9 +423,6 @@ def _interrupted(message: str, *, signal_number: int, can_resume: bool) -> int:
 
 def print_summary(run: Run) -> None:
     """Prints in a few lines what came of a run, and where its files are, if they are here."""
-    if run.workdir is None:
-        print("done: the chief has the files")
-        return
     # Read from a file if the run was over already.
     summary: dict[str, Any] = {
         key: one_line(value) if isinstance(value, str) else value
@@ -435,7 +440,9 @@ def print_summary(run: Run) -> None:
     )
     if summary.get("skipped_steps"):
         print(f"{summary['skipped_steps']} of {summary['steps']} steps were skipped: not finite")
-    print(f"weights {summary['weights_sha256'][:16]}, all files in {run.workdir}")
+    # Of several workers the chief alone has any.
+    files = f", all files in {run.workdir}" if run.workdir is not None else ""
+    print(f"weights {summary['weights_sha256'][:16]}{files}")
 
 
 def draw_and_print(run: Run, dataset: Dataset) -> None:

@@ -199,6 +199,7 @@ BY_HAND = {
         *("--recipes=vgg", "--recipes=lab_cnn,vgg", "--recipes=lab_cnn;lab_mlp"),
         *("--recipes=lab_cnn,,lab_mlp", "--seeds=0", "--seeds=-1", "--seeds=two", "--seeds=1.5"),
         *("--recipe=lab_cnn", "--resume", "--workdir=", "lab_cnn", "--seeds"),
+        *("--strategy=", "--strategy=multiworker"),
     ],
     "examples/speedrun.py": [
         *("--recipe=fast", "--runs=0", "--runs=-3", "--runs=x", "--runs=1e3", "--tune=2"),

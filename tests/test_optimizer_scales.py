@@ -368,7 +368,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("scales", "value"), BAD, ids=lambda part: str(part)[:30])
+@pytest.mark.parametrize(
+    ("scales", "value"), BAD, ids=lambda part: str(part).partition(" at 0x")[0][:30]
+)
 def test_bad_scales_are_quoted(scales, value):
     with pytest.raises(ConfigError, match="learning_rate_scales") as error:
         SGD(learning_rate_scales=scales)

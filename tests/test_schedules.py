@@ -283,7 +283,11 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("make", "arguments", "name", "value"), BAD, ids=lambda p: str(p)[:30])
+@pytest.mark.parametrize(
+    ("make", "arguments", "name", "value"),
+    BAD,
+    ids=lambda part: str(part).partition(" at 0x")[0][:30],
+)
 def test_bad_arguments_are_quoted(make, arguments, name, value):
     with pytest.raises(ConfigError) as error:
         make(**arguments)

@@ -20,7 +20,7 @@ weights from the first before each step; the optimiser is on the first alone.
 multiworker: a process a replica, each with one GPU or none, on any machines.  The chief (worker 0,
 or the task "chief") alone has a workdir; it tells the others at the start which step and which
 values to go on from.  So nothing need be shared but the network and the recipe, and each worker has
-its own copy of the data.  Time is the chief's, and a signal to any worker ends all at the same step.
+a copy of the data.  Time is the chief's, and a signal to any worker ends all at the same step.
 
 The network must be trusted: neither TensorFlow's servers nor the greeting before them ask who is
 there.
