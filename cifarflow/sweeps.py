@@ -71,6 +71,7 @@ class PointResult:
       validation_loss: likewise.
       test_accuracy: of the run's one look at the test set; None if it failed.
       train_seconds: of training.
+      dataset: the name of the data; "" if it failed.
       error: why it failed, or "".
     """
 
@@ -79,6 +80,7 @@ class PointResult:
     validation_loss: float | None = None
     test_accuracy: float | None = None
     train_seconds: float | None = None
+    dataset: str = ""
     error: str = ""
 
 
@@ -291,7 +293,7 @@ def read_result(point: Point, *, workdir: str | os.PathLike[str]) -> PointResult
       DataError: if a file is damaged, or the run is not finished.
     """
     folder = Workdir(pathlib.Path(workdir) / point.name)
-    summary = folder.read_summary(("test_accuracy", "train_seconds"))
+    summary = folder.read_summary(("dataset", "test_accuracy", "train_seconds"))
     if summary is None:
         raise DataError(
             f"the run in {str(folder.path)!r} is not finished: there is no summary.json"
@@ -305,6 +307,7 @@ def read_result(point: Point, *, workdir: str | os.PathLike[str]) -> PointResult
         validation_loss=rows[-1]["loss"],
         test_accuracy=summary["test_accuracy"],
         train_seconds=summary["train_seconds"],
+        dataset=summary["dataset"],
     )
 
 
@@ -446,13 +449,18 @@ def describe(results: Sequence[PointResult]) -> str:
     tested = [r.test_accuracy for r in best.results if r.test_accuracy is not None]
     lines += [
         "",
-        f"best on validation: {best.label}; its test accuracy is "
+        f"best on validation, {_data_of(results)}: {best.label}; its test accuracy is "
         f"{sum(tested) / len(tested):.4f} (n = {len(tested)})",
     ]
     second = ranked[1] if len(ranked) > 1 else None
     if second is not None and second.accuracy is not None:
         lines.append(_how_sure(best.accuracy, second.accuracy, second.label))
     return "\n".join(lines)
+
+
+def _data_of(results: Sequence[PointResult]) -> str:
+    """The names of the data that the runs came to their end on."""
+    return ", ".join(dict.fromkeys(result.dataset for result in results if result.dataset))
 
 
 def _how_sure(best: Summary, second: Summary, label: str) -> str:

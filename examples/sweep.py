@@ -77,7 +77,9 @@ def main(words: list[str]) -> None:
         results = sweeps.run_points(points, workdir=workdir, **options)
     sweeps.write_csv(results, workdir / "results.csv")
     print(f"\n{sweeps.describe(results)}")
-    if FLAGS.plots:
+    data = dict.fromkeys(result.dataset for result in results if result.dataset)
+    # Where every run has failed there is nothing to draw.
+    if FLAGS.plots and data:
         ranked = sweeps.rank(results)
         cf.plot_comparison(
             [each.label for each in ranked],
@@ -86,7 +88,7 @@ def main(words: list[str]) -> None:
                 for each in ranked
             ],
             metric="validation accuracy",
-            title=f"{recipe.name}, {len(points)} runs",
+            title=f"{recipe.name} on {', '.join(data)}, {len(points)} runs",
             path=workdir / "sweep.png",
         )
     print(f"all runs are in {workdir}")

@@ -131,7 +131,9 @@ def test_the_ranking(swept):
     assert f"| learning_rate=0.05 | 2 | {mean:.4f} ± " in text
     assert "| learning_rate=3e+38 | 0 (2 failed) | - |" in text
     tested = sum(result.test_accuracy for result in results[:2]) / 2
-    assert f"its test accuracy is {tested:.4f} (n = 2)" in text
+    assert (
+        f"best on validation, tiny: learning_rate=0.05; its test accuracy is {tested:.4f}" in text
+    )
     sweeps.write_csv(results, workdir / "results.csv")
     with (workdir / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -152,7 +154,7 @@ def test_how_sure_the_first_place_is():
             for seed in range(len(accuracies))
         ]
         return [
-            sweeps.PointResult(point, value, 1.0, value, 1.0)
+            sweeps.PointResult(point, value, 1.0, value, 1.0, "tiny")
             for point, value in zip(points, accuracies, strict=True)
         ]
 
@@ -245,7 +247,7 @@ def test_the_runner(tmp_path):
     code, out, err = run(*sweep)
     assert code == 0, err
     assert "2 runs of fast75, 2 at a time, in s" in out
-    assert "best on validation: tta=" in out
+    assert "best on validation, standin: tta=" in out
     names = {path.name for path in (tmp_path / "s").iterdir()}
     assert names == {"tta=none,seed=5", "tta=mirror,seed=5", "results.csv", "sweep.png", "logs"}
     recipe = json.loads((tmp_path / "s" / "tta=none,seed=5" / "recipe.json").read_text())
