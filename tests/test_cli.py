@@ -410,6 +410,8 @@ def test_run_options(call):
         "tensorboard": True,
         "profile": None,
         "progress": cli.Progress,
+        "strategy": "none",
+        "worker_timeout_seconds": 60.0,
     }
     assert seen[1]["progress"] is None
     assert seen[1]["profile"] is print

@@ -266,6 +266,37 @@ def test_a_model_that_cannot_be_copied(monkeypatch):
         team.spread(lambda model: None, tiny.tiny_mlp())
 
 
+def worker_of(addresses, index):
+    """A worker without a server."""
+    worker = object.__new__(distribution.Workers)
+    worker._cluster, worker.index = cluster_of(addresses, index), index
+    return worker
+
+
+def test_a_worker_with_another_recipe(monkeypatch):
+    worker = worker_of(["a:1", "b:2"], 1)
+    monkeypatch.setattr(worker, "tell", lambda values: {"seed": 1, "epochs": 2.0}, raising=False)
+    worker.check_same("a recipe", {"seed": 1, "epochs": 2.0})
+    wanted = "^worker 1 at b:2 has a recipe with epochs=3.0, the chief 2.0: start all workers"
+    with pytest.raises(WorkerError, match=wanted):
+        worker.check_same("a recipe", {"seed": 1, "epochs": 3.0})
+
+
+def test_who_is_lost():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        addresses = [f"127.0.0.1:{silent.getsockname()[1]}", *free_addresses(2)]
+        worker = worker_of(addresses, 2)
+        # Nobody listens there any more.
+        lost = f"^worker 1 at {addresses[1]} was lost: "
+        with pytest.raises(WorkerError, match=lost), worker.noticing():
+            raise tf.errors.UnavailableError(None, None, "Connection reset by peer")
+        # Somebody does, and does not answer.
+        worker = worker_of(addresses[:1] * 2, 1)
+        text = "(stopped sending heartbeats):\n/job:worker/replica:0/task:0"
+        assert worker._describe_loss(text).startswith(f"the chief at {addresses[0]} was lost")
+        assert worker._describe_loss("Aborted").startswith("another worker was lost")
+
+
 class Signalled(Team):
     """A team to another worker of which a signal comes."""
 
