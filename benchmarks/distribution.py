@@ -44,6 +44,7 @@ from absl import flags
 from cifarflow.errors import ConfigError, check_choice, check_float, check_int
 from cifarflow.optimizers.precision import PRECISIONS
 from cifarflow.recipes.named import RECIPES
+from cifarflow.recipes.options import parse_options
 
 FLAGS = flags.FLAGS
 WAYS = {"one": "one process", "one_core": "one process, one core", "workers": "two workers"}
@@ -113,7 +114,7 @@ def make_plan(
         model_options = SMOOTH if recipe == "lab_cnn" else "{}"
     return Plan(
         recipe=check_choice("--recipe", recipe, sorted(RECIPES)),
-        model_options=cli.parse_options(model_options),
+        model_options=parse_options(model_options),
         batch_size=batch_size,
         precision=check_choice("--precision", precision, PRECISIONS),
         steps=check_int("--steps", steps),
@@ -260,7 +261,7 @@ def summarise(
                 "speed_over_one_core": seconds["one_core"].over(seconds[name]).to_json(),
             }
         )
-    is_smooth = plan.model_options == cli.parse_options(SMOOTH)
+    is_smooth = plan.model_options == parse_options(SMOOTH)
     has_bar = (plan.recipe, plan.precision, is_smooth) == ("lab_cnn", "float32", True)
     has_bar = has_bar and plan.steps <= GOAL_STEPS
     is_reached = results[-1]["largest_difference"] <= GOAL_DIFFERENCE

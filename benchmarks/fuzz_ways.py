@@ -262,7 +262,7 @@ READERS: dict[str, Callable[[pathlib.Path, bytes], object]] = {
     "recipe": _read_recipe,
     "capsule": _read_capsule,
     "tfds": _read_tfds,
-    "picture": lambda _, data: pictures.decode_picture(data, "picture", size=32),
+    "picture": lambda _, data: pictures.decode_picture(data, "picture", shape=(32, 32, 3)),
     "prepared": _read_prepared,
 }
 # These need TensorFlow, whose threads take address space without using it: they have no limit, and

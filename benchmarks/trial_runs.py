@@ -25,6 +25,7 @@ from cifarflow.data.splits import Dataset, Split
 from cifarflow.errors import ConfigError, check_choice, check_int, check_seed
 from cifarflow.recipes.build import load_recipe_data
 from cifarflow.recipes.named import RECIPES, get_recipe
+from cifarflow.recipes.options import parse_options
 from cifarflow.recipes.recipe import Recipe
 from cifarflow.reporting.progress import Progress
 from cifarflow.training.signals import noted_signals
@@ -51,7 +52,7 @@ def read_recipe(flag: str, text: str) -> Recipe:
     if not colon:
         return get_recipe(name)
     try:
-        changes = cli.parse_options(rest)
+        changes = parse_options(rest)
     except ConfigError:
         raise ConfigError(
             f"{flag} must be RECIPE or RECIPE:field=value,..., not {text!r}"

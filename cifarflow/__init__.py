@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cifarflow.data.dataset import DATA_CHOICES, load_data
     from cifarflow.data.folder import load_folder
     from cifarflow.data.image_files import read_image
-    from cifarflow.data.inspect import DataSource, describe_data, find_data
+    from cifarflow.data.inspect import DataSource, find_data
     from cifarflow.data.mixing import cutmix, mixup
     from cifarflow.data.pipeline import ArrayBatches, DatasetBatches, evaluation_batches
     from cifarflow.data.prepared import load_prepared
@@ -143,7 +143,7 @@ _MODULES = {
     "data.dataset": ("DATA_CHOICES", "load_data"),
     "data.folder": ("load_folder",),
     "data.image_files": ("read_image",),
-    "data.inspect": ("DataSource", "describe_data", "find_data"),
+    "data.inspect": ("DataSource", "find_data"),
     "data.mixing": ("cutmix", "mixup"),
     "data.pipeline": ("ArrayBatches", "DatasetBatches", "evaluation_batches"),
     "data.prepared": ("load_prepared",),

@@ -6,7 +6,8 @@
 
 All but a run's folder are what `export_model` writes; files of others do as well, as long as they
 take images and give probabilities or logits.  A SavedModel is a program: one that does anything but
-arithmetic is refused, and nothing of it is run before that is known.
+arithmetic is refused, and nothing of it is run before that is known.  TensorFlow is given what was
+looked through, without the functions that keep the variables; it restores them without these.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework import op_def_registry
 
@@ -48,10 +51,20 @@ _HARMLESS = {
     *("VarHandleOp", "ReadVariableOp", "ResourceGather"),
     *("StatefulPartitionedCall", "PartitionedCall", "Placeholder"),
 }
-# TensorFlow does not count them as doing anything.
-_READS_FILES = {"ReadFile", "MatchingFiles", "RestoreV2", "Restore", "RestoreSlice"}
-# Those that keep and restore the variables; TensorFlow itself does that without them.
-_KEEPING = ("__inference__traced_save", "__inference__traced_restore")
+# TensorFlow does not count these as doing anything: they read files, write them, call Python or end
+# the process, or they are for other machines or for training, and no net needs them.
+_HARMFUL = {
+    *("ReadFile", "MatchingFiles", "ImmutableConst", "GenerateVocabRemapping"),
+    *("DecodeProtoV2", "EncodeProto", "PyFuncStateless", "Abort", "SdcaOptimizer"),
+    *("Copy", "CopyHost", "SymbolicGradient", "MapDefun", "BatchFunction", "CheckPinned"),
+}
+_HARMFUL_KINDS = ("Debug", "TPU", "Xla", "Restore")
+# Besides plain tensors: of a loop over an axis.  All else of a hidden content may do anything as it
+# is read, as a Dataset does.
+_LISTS = ("TensorList", "EmptyTensorList")
+_HIDDEN = {types_pb2.DT_RESOURCE, types_pb2.DT_VARIANT}
+# What the functions hold that keep and restore the variables, beside what is harmless.
+_KEEPING = {"SaveV2", "RestoreV2", "MergeV2Checkpoints", "AssignVariableOp", "DisableCopyOnRead"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -199,9 +212,15 @@ def ends_in_probabilities(
 
 def _open_saved_model(folder: pathlib.Path) -> tuple[tuple[int, int, int], int, Any]:
     name = f"SavedModel {str(folder)!r}"
-    with reading(name, failing="cannot be loaded"):
-        _check_program(folder)
-        loaded = tf.saved_model.load(folder)
+    with reading(name, failing="cannot be loaded"), tempfile.TemporaryDirectory() as held:
+        program = _checked_program(folder)
+        # Not the folder itself, in which there may be another program by now.
+        copy = pathlib.Path(held)
+        (copy / "saved_model.pb").write_bytes(program)
+        for part in ("variables", "assets"):
+            if (folder / part).is_dir():
+                (copy / part).symlink_to((folder / part).resolve())
+        loaded = tf.saved_model.load(copy)
         if SIGNATURE not in loaded.signatures:
             raise ValueError(f"it has no signature {SIGNATURE!r}")
         signature = loaded.signatures[SIGNATURE]
@@ -245,43 +264,70 @@ def _saved_model_names(folder: pathlib.Path) -> tuple[str, ...] | None:
             return None
 
 
-def _check_program(folder: pathlib.Path) -> None:
-    """Refuses a SavedModel that does more than arithmetic, or claims weights that it has not.
+def _checked_program(folder: pathlib.Path) -> bytes:
+    """Returns a SavedModel's program without the functions that keep its variables.
 
     Raises:
-      ValueError: if it is such.
+      ValueError: if it does more than arithmetic, or claims weights that it has not.
     """
     parsed = saved_model_pb2.SavedModel()
     parsed.ParseFromString(read_bytes(folder / "saved_model.pb", limit=_FILE_BYTES_LIMIT))
     if len(parsed.meta_graphs) != 1 or not parsed.meta_graphs[0].HasField("object_graph_def"):
         raise ValueError("it is none of TensorFlow 2")
     (graph,) = parsed.meta_graphs
-    if any(entry.HasField("resource") for entry in graph.object_graph_def.nodes):
+    objects = graph.object_graph_def
+    if any(entry.HasField("resource") for entry in objects.nodes):
         raise ValueError("it holds a table, which is filled as it is loaded")
-    functions = {function.signature.name for function in graph.graph_def.library.function}
-    keeping = {name for name in functions if name.startswith(_KEEPING)}
-    for function in graph.graph_def.library.function:
-        if function.signature.name in keeping:
-            continue
-        for node in function.node_def:
-            called = {node.op, *(value.func.name for value in node.attr.values())}
-            if called & keeping or not _is_harmless(node.op, functions):
-                raise ValueError(f"it does more than arithmetic, by {node.op!r}")
+    _remove_keeping(graph.graph_def.library, objects)
     claimed = 0
-    for entry in graph.object_graph_def.nodes:
+    for entry in objects.nodes:
         if entry.HasField("variable"):
             sides = [side.size for side in entry.variable.shape.dim]
             claimed += math.prod(sides) * tf.as_dtype(entry.variable.dtype).size
     stored = sum(path.stat().st_size for path in (folder / "variables").glob("variables.data-*"))
     if claimed > stored:
         raise ValueError(f"it claims {claimed} bytes of weights, it has {stored}")
+    return parsed.SerializeToString()
+
+
+def _remove_keeping(library: Any, objects: Any) -> None:
+    """Removes the functions that keep variables; then there is nothing but arithmetic.
+
+    Args:
+      library: the program's functions, a FunctionDefLibrary.
+      objects: what is to be had of them, a SavedObjectGraph.
+
+    Raises:
+      ValueError: if another function does more than arithmetic, or one of these is made use of.
+    """
+    functions = {function.signature.name for function in library.function}
+    keeping = {}
+    for function in library.function:
+        harmful = [node.op for node in function.node_def if not _is_harmless(node.op, functions)]
+        if set(harmful) - _KEEPING:
+            op = next(op for op in harmful if op not in _KEEPING)
+            raise ValueError(f"it does more than arithmetic, by {op!r}")
+        if harmful:
+            keeping[function.signature.name] = harmful[0]
+    kept = [function for function in library.function if function.signature.name not in keeping]
+    del library.function[:]
+    library.function.extend(kept)
+    # In whichever place a name can stand: an attribute, a list of them, a gradient, a signature.
+    used = (library.SerializeToString(), objects.SerializeToString())
+    for name, op in keeping.items():
+        if any(name.encode() in part for part in used):
+            raise ValueError(f"it does more than arithmetic, by {op!r}")
 
 
 def _is_harmless(op: str, functions: set[str]) -> bool:
-    if op in functions or op in _HARMLESS:
-        return True
     known = op_def_registry.get(op)
-    return known is not None and not known.is_stateful and op not in _READS_FILES
+    # In this order: a function may have the name of an operation that is not harmless.
+    if known is None or op in _HARMLESS:
+        return known is not None or op in functions
+    if known.is_stateful or op in _HARMFUL or op.startswith(_HARMFUL_KINDS):
+        return False
+    sides = (*known.input_arg, *known.output_arg)
+    return op.startswith(_LISTS) or not any(side.type in _HIDDEN or side.is_ref for side in sides)
 
 
 # --- LiteRT -------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ import importlib.abc
 import inspect
 import os
 import pathlib
-import re
 import shlex
 import shutil
 import signal
@@ -38,12 +37,14 @@ from typing import TYPE_CHECKING, Any
 from absl import app, flags
 
 from cifarflow.device import prepare_gpus
-from cifarflow.errors import ON_NONFINITE, STRATEGIES, CifarflowError, ConfigError, check_float
+from cifarflow.errors import ON_NONFINITE, CifarflowError, ConfigError, check_float
 from cifarflow.recipes.named import RECIPES, get_recipe
+from cifarflow.recipes.options import parse_options
 from cifarflow.recipes.recipe import Recipe
 from cifarflow.reporting.progress import Progress
+from cifarflow.training.cluster import STRATEGIES, read_cluster
 from cifarflow.training.signals import TrainingInterrupted
-from cifarflow.untrusted import one_line, parse_json
+from cifarflow.untrusted import one_line
 
 if TYPE_CHECKING:
     from cifarflow.data.splits import Dataset
@@ -238,6 +239,22 @@ def define_check_flag() -> None:
     flags.DEFINE_boolean("check", False, "before training, check what two tiny steps do")
 
 
+def refuse_several_workers(runner: str) -> None:
+    """For a runner of several runs in one process, of which a team trains but one.
+
+    Args:
+      runner: such as "examples/lab.py".
+
+    Raises:
+      ConfigError: if --strategy=multiworker was given.
+    """
+    if FLAGS.strategy == "multiworker":
+        raise ConfigError(
+            f"--strategy must be none or mirrored for {runner}, which has several runs in one "
+            "process, not multiworker: run examples/train.py, a recipe at a time"
+        )
+
+
 def run_options_from_flags(name: str) -> dict[str, Any]:
     """The options of `train_recipe` that the command line asks for.
 
@@ -251,9 +268,6 @@ def run_options_from_flags(name: str) -> dict[str, Any]:
         raise ConfigError("--resume needs --workdir: the folder of the run to go on with")
     check_float("--worker_timeout_seconds", FLAGS.worker_timeout_seconds, above_minimum=True)
     if FLAGS.strategy == "multiworker":
-        # Loaded here: nobody else waits for it.  Before the data is read, which takes longer.
-        from cifarflow.training.distribution import read_cluster
-
         read_cluster(os.environ.get("TF_CONFIG"))
     if FLAGS.strategy != "none" and FLAGS.profile:
         raise ConfigError(f"--profile needs --strategy=none, not {FLAGS.strategy}")
@@ -276,39 +290,6 @@ def run_options_from_flags(name: str) -> dict[str, Any]:
         "strategy": FLAGS.strategy,
         "worker_timeout_seconds": FLAGS.worker_timeout_seconds,
     }
-
-
-def parse_options(text: str, *, flag: str = "model_options") -> dict[str, Any]:
-    """Reads `key=value,...` or a JSON object; a value that is no JSON is a string.
-
-    Args:
-      text: what was given.
-      flag: for messages.
-
-    Raises:
-      ConfigError: if it is neither.
-    """
-    try:
-        if text.lstrip().startswith("{"):
-            return dict(parse_json(text.encode()))
-        # A comma within a value, as in filters=[8,16], is not followed by another name.
-        pairs = [part.partition("=") for part in re.split(r",(?=\s*[\w./|]+\s*=)", text)]
-        if all(name.strip() and equals for name, equals, _ in pairs):
-            options = {name.strip(): _parse_value(value) for name, _, value in pairs}
-            if len(options) == len(pairs):
-                return options
-    except ValueError:
-        pass
-    raise ConfigError(
-        f"--{flag} must be key=value,..., each key once, or a JSON object, not {text!r}"
-    )
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return parse_json(text.encode())
-    except ValueError:
-        return text
 
 
 def _parse_numbers(name: str, text: str) -> tuple[float, ...]:

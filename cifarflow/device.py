@@ -37,6 +37,11 @@ def has_gpu() -> bool:
     return bool(tf.config.get_visible_devices("GPU"))
 
 
+def count_gpus() -> int:
+    """How many GPUs TensorFlow sees."""
+    return len(tf.config.get_visible_devices("GPU"))
+
+
 def describe_device() -> str:
     """The device that trains, in words: the first GPU, else the processor."""
     gpus = tf.config.get_visible_devices("GPU")

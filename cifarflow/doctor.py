@@ -42,6 +42,8 @@ ENVIRONMENT = (
     "CUDA_VISIBLE_DEVICES",
     "KERAS_BACKEND",
     "OMP_NUM_THREADS",
+    "TFDS_DATA_DIR",
+    "TF_CONFIG",
     "TF_CPP_MIN_LOG_LEVEL",
     "TF_DETERMINISTIC_OPS",
     "TF_ENABLE_ONEDNN_OPTS",
@@ -435,8 +437,8 @@ def _about_gpus(machine: Machine) -> Iterator[Advice]:
             )
     if len(machine.gpus) > 1:
         yield Advice(
-            f"of {len(machine.gpus)} GPUs a run uses one",
-            "start other runs beside it, each with a CUDA_VISIBLE_DEVICES of its own",
+            f"of {len(machine.gpus)} GPUs a run uses one, unless told otherwise",
+            "--strategy=mirrored shares each batch out among all of them",
         )
     is_fixed = machine.environment.get("TF_DETERMINISTIC_OPS", "").lower() in ("1", "true")
     if machine.gpus and is_fixed:

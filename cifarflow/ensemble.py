@@ -197,7 +197,7 @@ def train_ensemble(
       read: "test": each member reads the test set, once, at its end.  "validation": the validation
         images instead, for choosing among recipes; the test set is left alone.
       dataset: data that is loaded already, or data of your own; in place of loading the recipe's.
-      data_dir: where CIFAR-10 is, see `load_cifar10`.
+      data_dir: where the data is, see `load_data`.
       workdir: the folder; with None the weights are in a temporary one, which goes with the
         `Ensemble`.
       resume: go on with the ensemble in workdir, after its last whole member; a finished one may

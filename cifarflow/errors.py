@@ -49,8 +49,6 @@ class NonFiniteError(CifarflowError, FloatingPointError):
 
 # What a run may do then: end with that error, or leave the step out.
 ON_NONFINITE = ("stop", "skip")
-# Who trains: one device, all GPUs of a machine, the processes of a cluster.
-STRATEGIES = ("none", "mirrored", "multiworker")
 
 
 def check_int(name: str, value: object, *, minimum: int = 1) -> int:

@@ -35,11 +35,12 @@ from cifarflow.errors import (
 from cifarflow.evaluation.statistics import Summary, summarise
 from cifarflow.files import replacing
 from cifarflow.recipes.named import get_recipe
+from cifarflow.recipes.options import parse_options
 from cifarflow.recipes.recipe import Recipe
 from cifarflow.recipes.run import train_recipe
-from cifarflow.training.history import History
+from cifarflow.training.history import History, table_cell
 from cifarflow.training.workdir import Workdir
-from cifarflow.untrusted import one_line, parse_json
+from cifarflow.untrusted import one_line
 
 MOST_POINTS = 10_000
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
@@ -104,8 +105,8 @@ def parse_grid(words: Iterable[str]) -> dict[str, tuple[Any, ...]]:
 
     Args:
       words: one a field: "learning_rate=0.01,0.02", "seed=0..4" (0 and 4 included),
-        "nesterov=true,false".  Where a value has commas itself, values are parted by a bar:
-        "augment=none|flip,crop:4", "model_options=filters=[32,64]|filters=[64,64]".
+        "nesterov=true,false".  Where a value has commas itself, values are parted by semicolons:
+        "augment=none;flip,crop:4", "model_options=filters=[32,64];filters=[64,64]".
 
     Returns:
       Fields of `Recipe` and their values, in the order given.
@@ -142,7 +143,7 @@ def parse_grid(words: Iterable[str]) -> dict[str, tuple[Any, ...]]:
 def _parts(text: str) -> list[str]:
     found = _RANGE.fullmatch(text.strip())
     if found is None:
-        return [part.strip() for part in text.split("|" if "|" in text else ",")]
+        return [part.strip() for part in text.split(";" if ";" in text else ",")]
     first, last = int(found[1][:12]), int(found[2][:12])
     if not 0 <= last - first < MOST_POINTS:
         raise ConfigError(
@@ -153,6 +154,8 @@ def _parts(text: str) -> list[str]:
 
 def _read_value(field: dataclasses.Field[Any], text: str) -> Any:
     """Reads a value as its field's flag would."""
+    if field.default is None:
+        return parse_options(text, flag=field.name)
     words = {"true": True, "false": False}
     good = "a word"
     try:
@@ -166,29 +169,11 @@ def _read_value(field: dataclasses.Field[Any], text: str) -> Any:
             good = "a number"
             return float(text)
         if isinstance(field.default, tuple):
-            good = "numbers joined by commas, with | between two values"
+            good = "numbers joined by commas, with ; between two values"
             return tuple(float(part) for part in text.split(","))
-        if field.default is None:
-            good = "key=value,... or a JSON object, with | between two values"
-            return _read_mapping(text)
     except (ValueError, KeyError):
         raise ConfigError(f"{field.name} must be {good}, not {text!r}") from None
     return text
-
-
-def _read_mapping(text: str) -> dict[str, Any]:
-    if text.startswith("{"):
-        return dict(parse_json(text.encode()))
-    found = {}
-    for part in re.split(r",(?=\s*[\w./]+\s*=)", text):
-        key, equals, value = part.partition("=")
-        if not key.strip() or not equals:
-            raise ValueError
-        try:
-            found[key.strip()] = parse_json(value.encode())
-        except ValueError:
-            found[key.strip()] = value
-    return found
 
 
 def make_points(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> list[Point]:
@@ -372,7 +357,7 @@ def run_processes(
                     said = _last_line(logs / f"{point.name}.txt")
                     results[place] = PointResult(point, error=said or f"exit status {status}")
                 else:
-                    results[place] = read_result(point, workdir=workdir)
+                    results[place] = _read_or_say(point, workdir=workdir)
                 say(line_of(results[place], place=place, count=len(points)))
             time.sleep(_SECONDS_A_LOOK)
     finally:
@@ -382,6 +367,14 @@ def run_processes(
         for _, _, process in running.values():
             process.wait()
     return [results[place] for place in range(len(points))]
+
+
+def _read_or_say(point: Point, *, workdir: str | os.PathLike[str]) -> PointResult:
+    """What a run came to; one whose files are damaged has failed."""
+    try:
+        return read_result(point, workdir=workdir)
+    except DataError as error:
+        return PointResult(point, error=one_line(str(error)))
 
 
 def _last_line(path: pathlib.Path) -> str:
@@ -412,7 +405,8 @@ def rank(results: Sequence[PointResult]) -> list[Ranked]:
 
 def _label(setting: Mapping[str, Any]) -> str:
     words = (f"{name}={_shown(value)}" for name, value in setting.items())
-    return ", ".join(words) or "the recipe as it is"
+    # In a table a bar would be the end of a cell.
+    return ", ".join(words).replace("|", "/") or "the recipe as it is"
 
 
 def _shown(value: Any) -> str:
@@ -436,7 +430,9 @@ def describe(results: Sequence[PointResult]) -> str:
         spread = "" if each.accuracy.deviation is None else f" ± {each.accuracy.deviation:.4f}"
         interval = "-"
         if each.accuracy.interval is not None:
-            interval = "{:.4f} to {:.4f}".format(*each.accuracy.interval)
+            # An accuracy is within 0..1, whatever the spread of so few runs would allow.
+            low, high = (min(1.0, max(0.0, end)) for end in each.accuracy.interval)
+            interval = f"{low:.4f} to {high:.4f}"
         loss = sum(result.validation_loss or 0.0 for result in done) / len(done)
         seconds = sum(result.train_seconds or 0.0 for result in done) / len(done)
         lines.append(
@@ -490,8 +486,6 @@ def write_csv(results: Sequence[PointResult], path: pathlib.Path) -> None:
     for result in results:
         setting = [_shown(result.point.setting.get(name, "")) for name in fields]
         shown = [getattr(result, name) for name in figures]
-        writer.writerow(
-            [*setting, result.point.recipe.seed, *("" if v is None else v for v in shown)]
-        )
+        writer.writerow(map(table_cell, [*setting, result.point.recipe.seed, *shown]))
     with replacing(path) as file:
         file.write(text.getvalue().encode())

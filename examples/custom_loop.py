@@ -11,21 +11,29 @@ from absl import flags
 
 import cifarflow as cf
 from cifarflow import cli
+from cifarflow.data.dataset import DATA_CHOICES, check_data
+from cifarflow.data.pictures import check_image_size
 from cifarflow.errors import check_int
 from cifarflow.training.contract import CHECKED
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("data", "auto", cf.DATA_CHOICES, "which data")
-flags.DEFINE_string("data_dir", None, "where the data is, a file or folder")
+flags.DEFINE_string(
+    "data", "auto", f"{', '.join(DATA_CHOICES)}, folder (of pictures, in data_dir) or tfds:NAME"
+)
+flags.DEFINE_integer("image_size", 32, "the side of the images of data=folder and tfds:NAME")
+flags.DEFINE_string(
+    "data_dir", None, "where the data is, a file or folder (default: search, see README)"
+)
 cli.define_check_flag()
 flags.DEFINE_integer("steps", 500, "how many steps of batch 32")
 
 
 def main() -> None:
     steps = check_int("--steps", FLAGS.steps)
-    data = cf.load_data(FLAGS.data, FLAGS.data_dir)
+    name, size = check_data(FLAGS.data), check_image_size(FLAGS.image_size)
+    data = cf.load_data(name, FLAGS.data_dir, image_size=size)
     batches = cf.ArrayBatches(data.train.images, data.train.labels, batch_size=32, seed=0)
-    model = cf.cnn(num_classes=data.num_classes, seed=0)
+    model = cf.cnn(image_shape=data.image_shape, num_classes=data.num_classes, seed=0)
     optimizer = cf.SGD(0.01, momentum=0.9, nesterov=True, decay=1e-6)
     # A batch of another shape would have the step compiled anew: then this says which.
     train_step = cf.RetraceGuard(cf.make_train_step(model, optimizer))

@@ -23,7 +23,9 @@ from cifarflow.errors import ConfigError, check_int, check_seed
 
 FLAGS = flags.FLAGS
 cli.define_recipe_flags("fast75")
-flags.DEFINE_string("data_dir", None, "where CIFAR-10 is, a file or folder (default: search)")
+flags.DEFINE_string(
+    "data_dir", None, "where the data is, a file or folder (default: search, see README)"
+)
 flags.DEFINE_integer("members", 5, "models, with seeds --seed, --seed+1, ...")
 flags.DEFINE_boolean("tune", False, "read validation images, not the test set")
 flags.DEFINE_string(

@@ -25,7 +25,9 @@ flags.DEFINE_string("workdir", None, "the run's folder")
 flags.DEFINE_enum("which", "last", WHICH, "the weights of its newest or of its best checkpoint")
 flags.DEFINE_string("out", None, "the folder to make (default: WORKDIR/export)")
 flags.DEFINE_list("formats", list(DEFAULT_FORMATS), f"which of {', '.join(FILES)}")
-flags.DEFINE_string("data_dir", None, "where CIFAR-10 is, a file or folder (default: search)")
+flags.DEFINE_string(
+    "data_dir", None, "where the data is, a file or folder (default: search, see README)"
+)
 flags.DEFINE_enum(
     "split", None, ("train", "validation", "test"), "what to check on (default: see above)"
 )

@@ -18,7 +18,9 @@ from cifarflow.errors import check_float, check_int
 
 FLAGS = flags.FLAGS
 cli.define_recipe_flags("lab_cnn")
-flags.DEFINE_string("data_dir", None, "where CIFAR-10 is, a file or folder (default: search)")
+flags.DEFINE_string(
+    "data_dir", None, "where the data is, a file or folder (default: search, see README)"
+)
 flags.DEFINE_float(
     "memory_limit_gib",
     None,
@@ -52,7 +54,9 @@ def main() -> None:
     )
     limit = found.memory_limit_bytes
     held = "" if limit is None else f" into {limit / 2**30:.3g} GiB"
-    print(f"{recipe.name}: the largest batch that fits{held} is {found.largest}")
+    # Where none was too large, there may be more to it.
+    tried = "" if found.is_bounded else " of those tried"
+    print(f"{recipe.name}: the largest batch{tried} that fits{held} is {found.largest}")
     print(f"the smallest within 5 % of the best throughput is {found.efficient}")
 
 

@@ -19,7 +19,9 @@ from cifarflow.errors import ConfigError, check_float, check_int
 
 FLAGS = flags.FLAGS
 cli.define_recipe_flags("lab_cnn")
-flags.DEFINE_string("data_dir", None, "where CIFAR-10 is, a file or folder (default: search)")
+flags.DEFINE_string(
+    "data_dir", None, "where the data is, a file or folder (default: search, see README)"
+)
 flags.DEFINE_integer("steps", 300, "how many rates are tried, 10 or more")
 flags.DEFINE_float("low", 1e-5, "the first rate")
 flags.DEFINE_float("high", 10.0, "the last rate; the ramp ends before it where the loss diverges")

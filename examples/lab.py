@@ -19,7 +19,7 @@ from absl import flags
 
 import cifarflow as cf
 from cifarflow import cli
-from cifarflow.errors import ConfigError, check_int
+from cifarflow.errors import check_int
 
 FLAGS = flags.FLAGS
 cli.define_recipe_flags(None)
@@ -52,12 +52,8 @@ def main() -> None:
     changes = cli.recipe_changes()
     # Every recipe is made before any is run: a bad flag must not be found out an hour later.
     chosen = [cf.get_recipe(name, **changes) for name in names]
+    cli.refuse_several_workers("examples/lab.py")
     options = cli.run_options_from_flags("lab")
-    if options["strategy"] == "multiworker":
-        raise ConfigError(
-            "--strategy must be none or mirrored for several runs in one process, not multiworker: "
-            "run examples/train.py, a recipe at a time"
-        )
     workdir = pathlib.Path(options.pop("workdir"))
     dataset = cf.load_recipe_data(chosen[0], data_dir=options.pop("data_dir"))
     summaries: dict[str, list[dict[str, Any]]] = {}

@@ -19,12 +19,19 @@ from absl import flags
 import cifarflow as cf
 from cifarflow import cli
 from cifarflow.data.augment import PARTS, parse_augment
+from cifarflow.data.dataset import DATA_CHOICES, check_data
+from cifarflow.data.pictures import check_image_size
 from cifarflow.errors import ConfigError, WorkdirError, check_int, check_seed
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("augment", None, "as of a recipe (default: each part there is, by itself)")
-flags.DEFINE_enum("data", "auto", cf.DATA_CHOICES, "which data")
-flags.DEFINE_string("data_dir", None, "where CIFAR-10 is, a file or folder")
+flags.DEFINE_string(
+    "data", "auto", f"{', '.join(DATA_CHOICES)}, folder (of pictures, in data_dir) or tfds:NAME"
+)
+flags.DEFINE_integer("image_size", 32, "the side of the images of data=folder and tfds:NAME")
+flags.DEFINE_string(
+    "data_dir", None, "where the data is, a file or folder (default: search, see README)"
+)
 flags.DEFINE_integer("seed", 0, "seed of the draws, and of which images are shown")
 flags.DEFINE_integer("images", 8, "how many draws of each augmentation, one a step")
 flags.DEFINE_string("out", "augmentations.png", "the picture, a new file")
@@ -32,13 +39,14 @@ flags.DEFINE_string("out", "augmentations.png", "the picture, a new file")
 
 def main() -> None:
     count, seed = check_int("--images", FLAGS.images), check_seed(FLAGS.seed)
+    name, size = check_data(FLAGS.data), check_image_size(FLAGS.image_size)
     specs = choose(FLAGS.augment)
     out = pathlib.Path(os.path.expanduser(FLAGS.out))
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out must end in .png, not {FLAGS.out!r}")
     if out.exists():
         raise WorkdirError(f"--out must be a new file, and {FLAGS.out!r} is there: give another")
-    data = cf.load_data(FLAGS.data, FLAGS.data_dir)
+    data = cf.load_data(name, FLAGS.data_dir, image_size=size)
     originals, labels = choose_images(data, len(specs), seed)
     draws, captions = [], []
     for row, spec in enumerate(specs):

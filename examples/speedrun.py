@@ -19,7 +19,9 @@ from cifarflow.training.contract import CHECKED
 
 FLAGS = flags.FLAGS
 cli.define_recipe_flags("fast75")
-flags.DEFINE_string("data_dir", None, "where CIFAR-10 is, a file or folder (default: search)")
+flags.DEFINE_string(
+    "data_dir", None, "where the data is, a file or folder (default: search, see README)"
+)
 flags.DEFINE_integer("runs", 1, "runs, with seeds --seed, --seed+1, ...")
 flags.DEFINE_boolean("tune", False, "read validation images, not the test set")
 cli.define_check_flag()

@@ -1,15 +1,16 @@
 """Trains a recipe with every combination of some settings, ranks them, and draws the ranking.
 
     python examples/sweep.py --recipe=lab_cnn --sweep learning_rate=0.01,0.02 seed=0..4
-    python examples/sweep.py --recipe=lab_cnn --sweep 'augment=none|flip,crop:4' --epochs=2
+    python examples/sweep.py --recipe=lab_cnn --sweep 'augment=none;flip,crop:4' --epochs=2
     python examples/sweep.py --sweep learning_rate=0.01,0.02 --workdir=runs/rates --resume
 
 What follows --sweep is FIELD=VALUE,VALUE,... or FIELD=FIRST..LAST, as often as wanted; where values
-have commas themselves, a bar parts them.  Any other field of the recipe is a flag, as for train.py.
+have commas themselves, a semicolon parts them.  Other fields are flags, as of train.py.
 
 Settings are ranked by validation accuracy.  Each combination is a run in a folder of its own; with
 --resume those that are finished stay and an interrupted one goes on.  Where there are several GPUs,
-a process on each takes the next run; --processes=N asks for so many processes.
+a process on each takes the next run; --processes=N asks for so many processes.  A run that fails is
+told at the end, with exit status 1; the others go on.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ import os
 import pathlib
 import sys
 
-import tensorflow as tf
 from absl import flags
 
 import cifarflow as cf
 from cifarflow import cli, sweeps
+from cifarflow.device import count_gpus
 from cifarflow.errors import ConfigError, WorkdirError, check_int
 
 FLAGS = flags.FLAGS
+# Some of the runs did not come to their end.
+EXIT_FAILED = 1
 # Of the training images, to rank by, where the recipe trains on all.
 HELD_OUT = 0.1
 cli.define_recipe_flags("lab_cnn")
@@ -37,7 +40,7 @@ flags.DEFINE_integer("processes", 0, "runs at a time, each a process; 0: one for
 flags.DEFINE_integer("point", -1, "run this one of the combinations only, counted from 0")
 
 
-def main(words: list[str]) -> None:
+def main(words: list[str]) -> int:
     # A shell's words after --sweep's first are none of a flag.
     grid = sweeps.parse_grid([*FLAGS.sweep, *words])
     recipe = cli.recipe_from_flags()
@@ -48,6 +51,7 @@ def main(words: list[str]) -> None:
     only = check_int("--point", FLAGS.point, minimum=-1)
     if only >= len(points):
         raise ConfigError(f"--point must be below the {len(points)} combinations, not {only}")
+    cli.refuse_several_workers("examples/sweep.py")
     options = cli.run_options_from_flags("sweep")
     workdir = pathlib.Path(options.pop("workdir"))
     if not options["resume"]:
@@ -57,11 +61,18 @@ def main(words: list[str]) -> None:
                 f"workdir {str(workdir)!r} holds a run {there!r} already: add --resume to go on "
                 "with the sweep, or give another folder"
             )
-    gpus = tf.config.list_physical_devices("GPU")
-    processes = min(processes or max(1, len(gpus)), len(points))
+    gpus = count_gpus()
+    processes = min(processes or max(1, gpus), len(points))
+    if processes > 1 and options["strategy"] != "none":
+        raise ConfigError(
+            f"--strategy must be none with {processes} processes, each of which has one device, "
+            f"not {options['strategy']}: --processes=1 gives each run all of them"
+        )
     if only >= 0:
-        sweeps.run_point(points[only], workdir=workdir, dataset=None, **options)
-        return
+        result = sweeps.run_point(points[only], workdir=workdir, dataset=None, **options)
+        if result.error:
+            raise ConfigError(result.error)
+        return 0
     print(f"{len(points)} runs of {recipe.name}, {processes} at a time, in {workdir}")
     if processes > 1:
         results = sweeps.run_processes(
@@ -69,7 +80,7 @@ def main(words: list[str]) -> None:
             workdir=workdir,
             command=lambda place: _command(workdir, place),
             environments=[
-                {"CUDA_VISIBLE_DEVICES": str(slot % len(gpus))} if gpus else {}
+                {"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus else {}
                 for slot in range(processes)
             ],
         )
@@ -91,7 +102,11 @@ def main(words: list[str]) -> None:
             title=f"{recipe.name} on {', '.join(data)}, {len(points)} runs",
             path=workdir / "sweep.png",
         )
+    failed = [result for result in results if result.error]
+    for result in failed:
+        print(f"{result.point.name} failed: {result.error}")
     print(f"all runs are in {workdir}")
+    return EXIT_FAILED if failed else 0
 
 
 def _command(workdir: pathlib.Path, place: int) -> list[str]:

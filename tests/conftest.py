@@ -16,6 +16,17 @@ hypothesis.settings.register_profile("suite", derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
+def pytest_collection_modifyitems(items):
+    """Where several processes share the tests, one file's stay together, for what they share.
+
+    So do those of all files that wait for the same runs of the benchmarks.
+    """
+    waiting = {item.path for item in items if "quick_run" in getattr(item, "fixturenames", ())}
+    for item in items:
+        group = "quick_run" if item.path in waiting else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True)
 def _same_seeds():
     """The same initial weights in every run of the suite."""

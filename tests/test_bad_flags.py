@@ -210,8 +210,8 @@ BY_HAND = {
         *("--sweep=", "--sweep=seed", "--sweep=seed=", "--sweep=seed=a", "--sweep=seeds=1"),
         *("--sweep=seed=1,1", "--sweep=seed=0..99999", "--sweep=seed=3..1", "--sweep=name=a"),
         *("--sweep=seed=1 --sweep=seed=2", "--sweep=momentum=0.5,1", "--sweep=epochs=0"),
-        *("--sweep=augment=none|spin", "--sweep=model_options=units", "--sweep=nesterov=yes"),
-        *("--sweep=validation_fraction=0,0.1", "--sweep=learning_rate=0.1;0.2", "--sweep"),
+        *("--sweep=augment=none;spin", "--sweep=model_options=units", "--sweep=nesterov=yes"),
+        *("--sweep=validation_fraction=0,0.1", "--sweep=learning_rate=0.1|0.2", "--sweep"),
         *("--sweep=seed=1 --processes=-1", "--sweep=seed=1 --processes=x"),
         *("--sweep=seed=1 --point=1", "--sweep=seed=1 --point=-2", "--sweep=seed=1 --resume"),
         *("seed=1 --epochs=0", "learning_rate", "--sweep=seed=1 --workdir="),
@@ -249,13 +249,15 @@ BY_HAND = {
     "examples/custom_loop.py": [
         *("--steps=0", "--steps=-1", "--steps=1.5", "--steps=many", "--steps=", "--steps"),
         *("--data=mnist", "--data=", "--data=CIFAR10", "--epochs=3", "500", "--batch_size=8"),
+        *("--data=folder", "--data=tfds:", "--image_size=0", "--image_size=1025", "--image_size=x"),
     ],
     "examples/show_augment.py": [
         *("--augment=", "--augment=none", "--augment=spin", "--augment=flip,flip", "--augment=,"),
         *("--augment=randaugment:31", "--augment=randaugment:0x9", "--augment=randaugment:2x"),
         *("--augment=erase:1.1", "--augment=hue:0.6", "--augment=mixup:-1", "--augment=cutmix:1e1"),
         *("--images=0", "--images=-1", "--images=x", "--seed=-1", "--seed=2147483648"),
-        *("--data=cifar100", "--out=x.jpg", "--out=", "--out", "--epochs=3", "flip"),
+        *("--out=x.jpg", "--out=", "--out", "--epochs=3", "flip"),
+        *("--data=mnist", "--data=folder", "--data=tfds:", "--image_size=0", "--image_size=x"),
     ],
     "examples/export.py": [
         *("", "--workdir=", "--workdir= ", "--workdir=no/such", "--workdir=.", "--workdir"),

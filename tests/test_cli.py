@@ -15,6 +15,7 @@ from absl.testing import flagsaver
 from cifarflow import cli
 from cifarflow.errors import CheckpointError, ConfigError, DataNotFoundError, WorkdirError
 from cifarflow.recipes.named import RECIPES
+from cifarflow.recipes.options import parse_options
 from cifarflow.recipes.recipe import Recipe
 from cifarflow.training.loop import Run, TrainingInterrupted
 
@@ -95,8 +96,10 @@ GIVEN = {
     "validation_split": ("stratified", "stratified"),
     "limit_examples": ("100", 100),
     "batch_size": ("8", 8),
+    "accumulate_steps": ("2", 2),
     "eval_batch_size": ("9", 9),
     "epochs": ("12.5", 12.5),
+    "patience_epochs": ("3", 3),
     "learning_rate": ("1e-3", 0.001),
     "learning_rate_examples": ("64", 64),
     "learning_rate_scales": ("beta=2,logits/kernel=0.5", {"beta": 2.0, "logits/kernel": 0.5}),
@@ -401,6 +404,7 @@ def test_run_options(call):
 
     call("--workdir=w", "--resume", "--data_dir=d", "--tensorboard", main=main)
     call("--workdir=w", "--noprogress", "--profile", "--check", "--on_nonfinite=skip", main=main)
+    call("--strategy=mirrored", "--worker_timeout_seconds=7", main=main)
     assert seen[0] == {
         "workdir": "w",
         "resume": True,
@@ -417,6 +421,56 @@ def test_run_options(call):
     assert seen[1]["profile"] is print
     assert not seen[1]["resume"]
     assert (seen[1]["check"], seen[1]["on_nonfinite"]) == (True, "skip")
+    assert (seen[2]["strategy"], seen[2]["worker_timeout_seconds"]) == ("mirrored", 7.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "quoted"),
+    [
+        (["--worker_timeout_seconds=0"], "--worker_timeout_seconds must be a finite number > 0"),
+        (["--strategy=mirrored", "--profile"], "--profile needs --strategy=none, not mirrored"),
+        (["--strategy=multiworker"], "TF_CONFIG must be JSON, not 'x'"),
+    ],
+)
+def test_options_of_a_team(call, monkeypatch, words, quoted):
+    monkeypatch.setenv("TF_CONFIG", "x")
+    assert quoted in complaint(call(*words))
+
+
+def test_several_workers_are_refused(call):
+    def main():
+        cli.refuse_several_workers("some.py")
+
+    assert call("--strategy=mirrored", main=main)[0] == 0
+    line = complaint(call("--strategy=multiworker", main=main))
+    assert "--strategy must be none or mirrored for some.py, which has several runs" in line
+
+
+def test_the_workers_meet_before_the_data_is_read(call, monkeypatch):
+    from cifarflow.recipes import run
+
+    came = []
+
+    def open_team(strategy, *, worker_timeout_seconds):
+        came.append(strategy)
+
+    def load_recipe_data(recipe, *, data_dir):
+        came.append(data_dir)
+        raise DataNotFoundError("none")
+
+    monkeypatch.setattr(run, "open_team", open_team)
+    monkeypatch.setattr(run, "load_recipe_data", load_recipe_data)
+    assert last_line(call("--strategy=mirrored", "--data_dir=d")) == "error: none"
+    assert came == ["mirrored", "d"]
+
+
+def test_a_cluster_is_read_without_tensorflow():
+    code = (
+        "import sys; from cifarflow import cli; from cifarflow.training import cluster; "
+        "sys.exit('tensorflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60)
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -431,7 +485,7 @@ def test_run_options(call):
     ],
 )
 def test_parse_options(text, expected):
-    parsed = cli.parse_options(text)
+    parsed = parse_options(text)
     stripped = {k: v.strip() if isinstance(v, str) else v for k, v in parsed.items()}
     assert stripped == expected
 
@@ -439,7 +493,7 @@ def test_parse_options(text, expected):
 @pytest.mark.parametrize("text", ["", "units", "=8", "{", "{1}", '{"a":', ",", "units 8"])
 def test_options_that_are_none(text):
     with pytest.raises(ConfigError, match="a JSON object, not") as caught:
-        cli.parse_options(text)
+        parse_options(text)
     assert repr(text) in str(caught.value)
 
 

@@ -24,6 +24,7 @@ from cifarflow.commands import train
 from cifarflow.errors import ConfigError
 from cifarflow.recipes import records
 from cifarflow.recipes.named import RECIPES
+from cifarflow.recipes.options import parse_options
 from cifarflow.recipes.recipe import MODELS, Recipe
 from cifarflow.training.signals import TrainingInterrupted
 
@@ -176,6 +177,7 @@ BAD = [
     (["evaluate", "a", "--split=train"], "train"),
     (["evaluate", "a", "--which=worst"], "worst"),
     (["evaluate", "a", "--tta=all"], "all"),
+    (["evaluate", "a", "--image_size=0"], "image_size must be a whole number >= 1, not 0"),
     (["evaluate", "a", "--batch_size=0"], "--batch_size must be a whole number >= 1, not 0"),
     (["evaluate", "--epochs=3", "a"], "epochs"),
     (["report"], "report must be given WORKDIR ..., the folders of runs, not []"),
@@ -410,7 +412,7 @@ def test_one_recipe(call, name):
 def test_values_are_shown_as_flags_take_them(call):
     out = fine(call("recipes", "fast96", columns=200))
     options = re.search(r"^  model_options +(.*?) *$", out, re.MULTILINE)[1]
-    assert cli.parse_options(options) == {
+    assert parse_options(options) == {
         "widths": [128, 384, 512],
         "convs_per_block": 3,
         "residual": True,
@@ -430,6 +432,10 @@ def pretend(monkeypatch, name, **attributes):
     monkeypatch.setitem(sys.modules, name, module)
 
 
+# Nothing that a terminal obeys gets through to it.
+ODD = Path("some/where\x1b[31m\n")
+
+
 def source(place, state, **more):
     about = {"data": "cifar10", "path": Path("some/where"), "format": "", "examples": 0}
     about |= {"is_taken": False, "reason": ""}
@@ -440,7 +446,7 @@ def source(place, state, **more):
     ("words", "sources", "status"),
     [
         ([], [source("CIFARFLOW_DATA", "verified", examples=60_000, is_taken=True)], 0),
-        ([], [source("the project's cache", "not found")], 0),
+        ([], [source("the project's cache", "not found", path=ODD)], 0),
         ([], [source("the project's cache", "damaged", reason="its \x1b[31m sum is off")], 1),
         (["--data_dir=x"], [source("data_dir", "not found", reason="holds none")], 1),
         (
@@ -502,18 +508,14 @@ def models(monkeypatch):
         asked.append(("file", path))
         return path
 
-    def evaluate_model(model, split, *, num_classes, batch_size, tta):
-        asked.append(("evaluate", model, len(split), num_classes, batch_size, tta))
+    def evaluate_model(model, split, *, num_classes, batch_size, tta, tta_share):
+        asked.append(("evaluate", model, len(split), num_classes, batch_size, tta, tta_share))
         probabilities = np.full((len(split), 3), 0.25, np.float32)
         # The file's model is always right, a run's one says class 0.
         classes = split.labels if model.endswith(".keras") else np.zeros_like(split.labels)
         probabilities[np.arange(len(split)), classes] = 0.5
         right = float((probabilities.argmax(-1) == split.labels).mean())
         return types.SimpleNamespace(loss=1.25, accuracy=right, probabilities=probabilities)
-
-    def score_outputs(labels, outputs):
-        found = {"top_3_accuracy": 1.0, "expected_calibration_error": 0.125}
-        return {**found, "precision": [0.5, None, 0.25], "recall": [1.0, 0.0, 0.5]}
 
     def mcnemar(labels, first, second, *, names):
         better = names[int((second == labels).sum() > (first == labels).sum())]
@@ -522,7 +524,7 @@ def models(monkeypatch):
     def load_recipe_data(recipe, *, data_dir):
         from cifarflow.data.splits import Dataset, Split
 
-        asked.append(("data", recipe.data, data_dir))
+        asked.append(("data", recipe.data, recipe.image_size, data_dir))
 
         def split(count):
             images = np.zeros((count, 4, 4, 3), np.uint8)
@@ -536,7 +538,6 @@ def models(monkeypatch):
     pretend(monkeypatch, "cifarflow.recipes.trained", load_trained=load_trained)
     pretend(monkeypatch, "cifarflow.evaluation.model_files", load_model_file=load_model_file)
     pretend(monkeypatch, "cifarflow.evaluation.evaluate", evaluate_model=evaluate_model)
-    pretend(monkeypatch, "cifarflow.evaluation.scores", score_outputs=score_outputs)
     pretend(monkeypatch, "cifarflow.evaluation.comparison", mcnemar=mcnemar)
     return runs, asked
 
@@ -546,8 +547,8 @@ def test_evaluate_one_run(call, models):
     _, asked = models
     assert asked == [
         ("run", "a", "last"),
-        ("data", "standin", None),
-        ("evaluate", "a", 6, 3, 500, "none"),
+        ("data", "standin", 32, None),
+        ("evaluate", "a", 6, 3, 500, "none", 1.0),
     ]
     assert out.splitlines()[:2] == [
         "a: lab_cnn, step 3\\x1b[31m",
@@ -555,7 +556,8 @@ def test_evaluate_one_run(call, models):
     ]
     assert re.search(r"^  accuracy +0.3333$", out, re.MULTILINE)
     assert re.search(r"^  loss +1.2500$", out, re.MULTILINE)
-    assert re.search(r"^  top-3 accuracy +1.0000$", out, re.MULTILINE)
+    # Of three classes there is no top 3.
+    assert re.findall(r"^  (top-\d) accuracy +\d\.\d{4}$", out, re.MULTILINE) == ["top-2"]
     assert re.search(r"^  calibration error +0.1250$", out, re.MULTILINE)
     assert re.search(r"^  dog +- +0.000 *$", out, re.MULTILINE)
     assert "better" not in out
@@ -568,9 +570,9 @@ def test_evaluate_two(call, models):
     assert asked == [
         ("run", "a", "best"),
         ("file", "b.keras"),
-        ("data", "standin", "d"),
-        ("evaluate", "a", 12, 3, 7, "mirror"),
-        ("evaluate", "b.keras", 12, 3, 7, "mirror"),
+        ("data", "standin", 32, "d"),
+        ("evaluate", "a", 12, 3, 7, "mirror", 1.0),
+        ("evaluate", "b.keras", 12, 3, 7, "mirror", 1.0),
     ]
     assert "on 12 test images of some" in out
     assert re.search(r"^  accuracy +0.3333 +1.0000$", out, re.MULTILINE)
@@ -578,9 +580,20 @@ def test_evaluate_two(call, models):
 
 
 def test_evaluate_a_file_on_data_that_is_named(call, models):
-    fine(call("evaluate", "b.keras", "--data=standin"))
+    fine(call("evaluate", "b.keras", "--data=folder", "--image_size=64"))
     _, asked = models
-    assert asked[1:] == [("data", "standin", None), ("evaluate", "b.keras", 6, 3, 500, "none")]
+    assert asked[1:] == [
+        ("data", "folder", 64, None),
+        ("evaluate", "b.keras", 6, 3, 500, "none", 1.0),
+    ]
+
+
+def test_evaluate_does_what_the_run_did_at_its_end(call, models):
+    runs, asked = models
+    runs["a"] = Recipe("fast75", data="standin", tta="mirror", tta_share=0.25)
+    for words, expected in (((), ("mirror", 0.25)), (["--tta=multicrop"], ("multicrop", 1.0))):
+        fine(call("evaluate", "a", *words))
+        assert asked[-1][-2:] == expected
 
 
 @pytest.mark.parametrize(
@@ -601,10 +614,20 @@ def test_evaluate_on_images_that_were_trained_on(call, models, words, fields, qu
     assert err.count("\n") == 1
     assert quoted in err
     if words[0] != "a":
-        assert "'b' and 'a' must have been validated on the same images" in err
+        assert "'b' and 'a' must be measured on the same images" in err
     runs["a"] = Recipe("lab_cnn", data="standin", validation_fraction=0.0, tta="mirror")
     out = fine(call("evaluate", "b", "a", "--split=test"))
-    assert [each[-1] for each in models[1] if each[0] == "evaluate"][-2:] == ["none", "mirror"]
+    assert [each[-2] for each in models[1] if each[0] == "evaluate"][-2:] == ["none", "mirror"]
+
+
+def test_evaluate_on_images_of_two_sizes(call, models):
+    runs, _ = models
+    runs |= {
+        name: Recipe("lab_cnn", data="folder", image_size=s) for name, s in (("a", 32), ("b", 64))
+    }
+    code, out, err = call("evaluate", "a", "b", "--split=test")
+    assert (code, out) == (2, "")
+    assert "'a' and 'b' must be measured on the same images, not with image_size=32" in err
 
 
 def test_the_pictures_of_a_terminal_have_no_markup(call, models):
@@ -620,7 +643,8 @@ def test_the_pictures_of_a_terminal_have_no_markup(call, models):
 def test_true_runs(call, here):
     accuracies = []
     for seed in (0, 1):
-        code, out, _ = call("train", *TINY, f"--seed={seed}", f"--workdir=run{seed}")
+        words = ["--tta=mirror", "--tta_share=0.25", f"--seed={seed}", f"--workdir=run{seed}"]
+        code, out, _ = call("train", *TINY, *words)
         assert code == 0
         summary = json.loads((here / f"run{seed}" / "summary.json").read_text())
         accuracies.append(f"{summary['test_accuracy']:.4f}")
@@ -628,6 +652,9 @@ def test_true_runs(call, here):
     assert code == 0, err
     assert re.search(rf"^  accuracy +{accuracies[0]} +{accuracies[1]}$", out, re.MULTILINE)
     assert "'run0'" in out.splitlines()[-1] + out.splitlines()[-2]
+    refused = call("evaluate", "run0/recipe.json")
+    said = "TARGET must be a run's folder or a .keras file, not 'run0/recipe.json'"
+    assert (refused[0], said in refused[2]) == (2, True)
     code, out, err = call("evaluate", "run0", "nowhere")
     assert (code, out) == (2, "")
     assert "'nowhere'" in err

@@ -106,7 +106,7 @@ def test_verdicts():
     few = compared(5, 0, names=("a", "b"))
     assert few.verdict == (
         "too few images to say which is better: the two differ in only 5 (accuracy 0.7500 against "
-        "0.5000 on 20 test images, 5 right by 'a' alone and 0 by 'b' alone, p = 0.062)"
+        "0.5000 on 20 images, 5 right by 'a' alone and 0 by 'b' alone, p = 0.062)"
     )
     same = compared(30, 32, both=1000, neither=100, names=("a", "b"))
     assert same.verdict.startswith("no difference that chance could not make: a difference of 0.0")

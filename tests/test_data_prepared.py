@@ -93,6 +93,10 @@ def test_the_size_and_the_copy(tfds_dir, tmp_path, monkeypatch):
         assert read.call_count == 3
         again = load_data("tfds:own_grey", image_size=28)
         assert read.call_count == 3
+        # One of a decoder that made other pixels is not taken.
+        monkeypatch.setattr(prepared, "DECODER_VERSION", 1)
+        load_data("tfds:own_grey", image_size=28)
+        assert read.call_count == 6
     for split in ("train", "validation", "test"):
         one, other = getattr(first, split), getattr(again, split)
         assert np.array_equal(one.images, other.images)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from cifarflow import device
 from cifarflow.device import (
+    count_gpus,
     describe_device,
     has_amx,
     has_bfloat16,
@@ -69,6 +70,7 @@ def test_the_processor_is_named_with_the_cores_that_may_be_used(cpuinfo, monkeyp
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 6}, raising=False)
     assert describe_device() == "cpu: Fast CPU 9000 @ 3.00GHz: special, 3 cores"
     assert not has_gpu()
+    assert count_gpus() == 0
 
 
 def test_without_affinity_all_cores_count(cpuinfo, monkeypatch):

@@ -25,16 +25,12 @@ import harness
 
 import cifarflow as cf
 from cifarflow.errors import ConfigError
+from cifarflow.reporting.run_files import read_run
+from cifarflow.reporting.run_page import run_page
 from cifarflow.training import distribution
-from cifarflow.training.distribution import (
-    Cluster,
-    Mirrored,
-    Team,
-    WorkerError,
-    meet,
-    open_team,
-    read_cluster,
-)
+from cifarflow.training.checkpoints import Checkpoints
+from cifarflow.training.cluster import Cluster, WorkerError, meet, read_cluster
+from cifarflow.training.distribution import Mirrored, Team, open_team
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, BATCH = 20, 32
@@ -61,6 +57,7 @@ VARIANTS = {
         "jit_compile": "true",
     },
     "float16": {"precision": "mixed_float16"},
+    "accumulated": {"accumulate_steps": 4},
 }
 
 
@@ -144,13 +141,18 @@ def test_multiworker_takes_one_gpu_and_comes_first(monkeypatch):
         open_team("multiworker")
 
 
-def test_one_device_trains_alone(capsys):
+def test_one_device_trains_alone(capsys, monkeypatch):
+    one = tf.config.list_logical_devices("CPU")[:1]
+    monkeypatch.setattr(
+        tf.config, "list_logical_devices", lambda kind=None: [] if kind == "GPU" else one
+    )
     assert open_team("mirrored") is None
     run = cf.train_recipe(
-        "lab_cnn", dataset=tiny.dataset(), strategy="mirrored", epochs=0.2, **tiny.MLP
+        "lab_mlp", dataset=tiny.dataset(), strategy="mirrored", epochs=1.5, **tiny.MLP
     )
     assert "strategy mirrored: there is one device, which trains alone" in capsys.readouterr().out
-    assert run.summary["steps"] == 0 or run.summary["test_loss"] > 0
+    assert run.summary["steps"] == 3
+    assert (run.summary["strategy"], run.summary["replicas"]) == ("none", 1)
 
 
 # --- before the start -----------------------------------------------------------------------
@@ -253,6 +255,36 @@ def test_batches_are_shared_out():
         team.check_batch_size(6)
     with pytest.raises(ConfigError, match=r"multiple of the 4 replicas, .* not None"):
         team.check_batch_size(None)
+    team.check_batch_size(24, accumulate_steps=3)
+    wanted = "must divide the 6 examples that each of the 4 replicas has of a batch of 24, not 4"
+    with pytest.raises(ConfigError, match=wanted):
+        team.check_batch_size(24, accumulate_steps=4)
+
+
+class Doubled(Team):
+    """A team that does nothing otherwise."""
+
+    replicas = 2
+
+    def spread(self, make_look, model):
+        return make_look(model)
+
+
+def test_another_number_of_replicas_is_told_of(tmp_path):
+    def run(steps, **options):
+        cf.train(
+            tiny.tiny_mlp(),
+            cf.SGD(0.1),
+            batches=tiny.batches(),
+            total_steps=steps,
+            checkpoints=Checkpoints(tmp_path),
+            **options,
+        )
+
+    run(2, team=Doubled())
+    run(3, team=Doubled(), resume=True)
+    with pytest.warns(UserWarning, match="of a run with replicas=2, which goes on with 1: Batch"):
+        run(4, resume=True)
 
 
 def test_a_model_that_cannot_be_copied(monkeypatch):
@@ -331,15 +363,21 @@ class Workers:
     """Processes of `team_worker`, started together."""
 
     def __init__(self, folder, images, jobs, *, team=True, **spec):
-        self.folder, self.processes = folder, []
-        addresses = free_addresses(len(jobs)) if team else []
-        for index, job in enumerate(jobs):
+        self.folder, self.processes, self.addresses = folder, [], []
+        self._jobs, self._team = jobs, team
+        self._spec = {"images": str(images), **spec}
+        self._start()
+
+    def _start(self):
+        if self._team:
+            self.addresses = free_addresses(len(self._jobs))
+        self.processes = []
+        for index, job in enumerate(self._jobs):
             env = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
-            if team:
-                env["TF_CONFIG"] = config({"worker": addresses}, index=index)
+            if self._team:
+                env["TF_CONFIG"] = config({"worker": self.addresses}, index=index)
                 job = {"strategy": "multiworker", **RECIPE, **job}
-            out = folder / str(index)
-            text = {"out": str(out), "images": str(images), **spec}
+            text = {"out": str(self.folder / str(index)), **self._spec}
             text["jobs"] = job if isinstance(job, list) else [job]
             self.processes.append(
                 subprocess.Popen(
@@ -350,9 +388,8 @@ class Workers:
                     text=True,
                 )
             )
-        self.addresses = addresses
 
-    def end(self):
+    def end(self, *, again=True):
         """What each has told, None for one that was killed; and what it has left."""
         ends = []
         for index, process in enumerate(self.processes):
@@ -363,6 +400,10 @@ class Workers:
             assert process.returncode == 0, err
             assert "Traceback" not in err + out
             ends.append(json.loads((self.folder / str(index) / "told.json").read_text()))
+        # An address that was free may be somebody's by the time the worker listens there.
+        if again and "where it cannot listen" in json.dumps(ends):
+            self._start()
+            return self.end(again=False)
         return ends
 
     def weights(self, index, job=0):
@@ -392,11 +433,16 @@ def started(tmp_path_factory, some_images):
         alone += [{**RECIPE, **changes}] if changes else []
         alone += [{**RECIPE, **changes, "strategy": "mirrored"}]
     alone += [{**RECIPE, "batch_size": 33, "strategy": "mirrored"}]
+    alone += [{**RECIPE, "accumulate_steps": BATCH, "strategy": "mirrored"}]
     workdir = {"workdir": str(folder / "workdir")}
     longer = {"epochs": 1.25, "workdir": str(folder / "other")}
     made = {
         "whole": Workers(
-            folder / "whole", file, [longer, {"epochs": 1.25, "term_at": STEPS}], shares=True
+            folder / "whole",
+            file,
+            [longer, {"epochs": 1.25, "term_at": STEPS}],
+            shares=True,
+            poisoned=True,
         ),
         "killed": Workers(folder / "killed", file, [workdir, {"kill_at": 10}]),
         "one": Workers(folder / "one", file, [alone], team=False, cpus=2),
@@ -442,7 +488,9 @@ def largest_difference(ours, theirs):
 
 def test_mirrored_equals_one_device(ended):
     run, [told] = ended("one")
-    assert [each.get("error") for each in told[:-1]] == [None] * (len(told) - 1)
+    assert [each.get("error") for each in told[:-2]] == [None] * (len(told) - 2)
+    for each, expected in zip(told, [("none", 1), ("mirrored", 2)], strict=False):
+        assert (each["summary"]["strategy"], each["summary"]["replicas"]) == expected
     # Measured: 6e-8.
     assert largest_difference(run.weights(0, 0), run.weights(0, 1)) < 1e-5
     for row, other in zip(told[0]["rows"], told[1]["rows"], strict=True):
@@ -455,8 +503,11 @@ def test_mirrored_equals_one_device(ended):
         )
         # float16 rounds the gradients of half a batch otherwise than those of a whole one.
         assert difference < (0.02 if name == "float16" else 1e-5), (name, difference)
-    assert told[-1]["kind"] == "ConfigError"
-    assert "batch_size must be a multiple of the 2 replicas" in told[-1]["error"]
+    # The last of the variants is the plain run, a share of each batch cut into micro-batches.
+    assert largest_difference(run.weights(0, 0), run.weights(0, 1 + 2 * len(VARIANTS))) < 1e-5
+    assert [each["kind"] for each in told[-2:]] == ["ConfigError"] * 2
+    assert "batch_size must be a multiple of the 2 replicas" in told[-2]["error"]
+    assert "accumulate_steps must divide the 16 examples that each of" in told[-1]["error"]
 
 
 def test_a_signal_to_one_worker_ends_all_at_the_same_step(ended):
@@ -465,6 +516,21 @@ def test_a_signal_to_one_worker_ends_all_at_the_same_step(ended):
     assert [each[0]["step"] for each in told] == [STEPS] * 2
     assert "all is saved in" in told[0][0]["error"]
     assert "what is saved is with the chief" in told[1][0]["error"]
+
+
+def test_workers_run_bad_steps_again_together(ended):
+    _, told = ended("whole")
+    chief, other = (each[1] for each in told)
+    skips, ends = zip(chief["runs"], other["runs"], strict=True)
+    for run in skips:
+        assert (run["error"], run["skipped"]) == (None, 1)
+        assert [text.partition(":")[0] for text in run["said"]] == ["step 2 was skipped"]
+    assert skips[0]["weights"] == skips[1]["weights"]
+    # The chief alone keeps steps, and writes checkpoints: no other would look at the weights then.
+    assert [chief["capsules"], other["capsules"]] == [["step_00000002", "step_00000003"], []]
+    for run in ends:
+        assert "became infinite or NaN, which began in step 3, the first being 0: " in run["error"]
+    assert ends[0]["weights"] == ends[1]["weights"]
 
 
 def test_two_workers_equal_one_process(ended):
@@ -508,6 +574,10 @@ def test_workers_that_go_on_end_in_the_same_weights(ended):
     assert [chief[0]["has_workdir"], other[0]["has_workdir"]] == [True, False]
     assert chief[0]["summary"] == other[0]["summary"]
     assert chief[0]["summary"]["steps"] == STEPS
+    assert chief[0]["summary"]["replicas"] == 2
+    assert chief[0]["summary"]["strategy"] == "multiworker"
+    page = run_page(read_run(run.folder.parent / "workdir"))
+    assert b"multiworker, replicas: 2" in page
     folders = {path.name for path in run.folder.parent.iterdir()}
     assert folders == {"images.npz", "whole", "killed", "resumed", "one", "workdir", "other"}
     validation = [row for row in chief[0]["rows"] if row["split"] == "validation"]

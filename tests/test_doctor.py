@@ -127,7 +127,7 @@ ADVICE = [
     ),
     (
         {**ON_GPU, "gpus": (H100, H100)},
-        ("of 2 GPUs a run uses one", "CUDA_VISIBLE_DEVICES of its own", False),
+        ("of 2 GPUs a run uses one", "--strategy=mirrored", False),
     ),
     (
         {**ON_GPU, "environment": {"TF_DETERMINISTIC_OPS": "1"}},
@@ -250,7 +250,8 @@ def test_a_machine_that_says_all(system, monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(os, "getloadavg", lambda: (1.5, 0.0, 0.0))
-    found = probe_machine(tmp_path, environment={"XLA_FLAGS": "--x", "HOME": "/h"})
+    given = {"XLA_FLAGS": "--x", "TF_CONFIG": "{}", "TFDS_DATA_DIR": "/d"}
+    found = probe_machine(tmp_path, environment={**given, "HOME": "/h"})
     assert (found.processor, found.is_virtual) == ("Some CPU", True)
     assert found.instructions == ("avx2", "avx512f", "avx512_bf16")
     assert (found.cores, found.cores_of_machine, found.quota, found.load) == (2, 4, 1.5, 1.5)
@@ -258,7 +259,7 @@ def test_a_machine_that_says_all(system, monkeypatch, tmp_path):
     assert found.swapped_bytes == 2 << 20
     assert found.governor == "powersave"
     assert found.precision == "mixed_bfloat16"
-    assert found.environment == {"XLA_FLAGS": "--x"}
+    assert found.environment == given
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,10 @@ def test_test_time_augmentation():
     model = tiny.tiny_cnn()
     found = evaluate_model(model, DATA, tta="mirror")
     assert np.array_equal(found.probabilities, softmax(predict(model, DATA.images, tta="mirror")))
+    found = evaluate_model(model, DATA, tta="mirror", tta_share=0.25)
+    outputs = predict(model, DATA.images, tta="mirror", tta_share=0.25)
+    assert np.array_equal(found.probabilities, softmax(outputs))
+    assert not np.array_equal(outputs, predict(model, DATA.images, tta="mirror"))
 
 
 def test_what_does_not_fit():

@@ -18,6 +18,7 @@ import tensorflow as tf
 import tiny
 from tensorflow.core.protobuf import saved_model_pb2
 
+from cifarflow import classifier as classifier_module
 from cifarflow import export as export_module
 from cifarflow.classifier import load_classifier, open_interpreter
 from cifarflow.data.pipeline import ArrayBatches
@@ -428,12 +429,196 @@ def test_saved_models_that_do_something_else(tmp_path):
     other = next(f for f in library if "traced" not in f.signature.name)
     other.node_def.add(name="hidden", op="StatefulPartitionedCall").attr["f"].func.name = keeping
     path.write_bytes(parsed.SerializeToString())
-    with pytest.raises(DataError, match="does more than arithmetic, by 'StatefulPartitionedCall'"):
+    with pytest.raises(DataError, match="does more than arithmetic, by 'SaveV2'"):
         load_classifier(tmp_path / "3")
     assert not Path(secret).exists()
     tf.saved_model.save(tf.Module(), tmp_path / "none")
     with pytest.raises(DataError, match="it has no signature 'serving_default'"):
         load_classifier(tmp_path / "none")
+
+
+def change_program(folder, change):
+    path = folder / "saved_model.pb"
+    parsed = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    change(parsed.meta_graphs[0])
+    path.write_bytes(parsed.SerializeToString())
+
+
+def rename(library, old, new):
+    """Gives a function another name, and does so wherever it is called."""
+    for function in library.function:
+        if function.signature.name == old:
+            function.signature.name = new
+        for node in function.node_def:
+            for value in node.attr.values():
+                for call in (value.func, *value.list.func):
+                    if call.name == old:
+                        call.name = new
+
+
+@pytest.fixture
+def attack(tmp_path):
+    """A SavedModel that writes a file, by a branch; the name of the branch, and the file."""
+    written = tmp_path / "written"
+
+    @tf.function(autograph=False)
+    def writing():
+        tf.raw_ops.WriteFile(filename=str(written), contents="x")
+        return tf.constant(0.0)
+
+    @tf.function(autograph=False)
+    def nothing():
+        return tf.constant(0.0)
+
+    branches = [function.get_concrete_function() for function in (writing, nothing)]
+
+    def classify(pictures):
+        for branch in branches:
+            branch.add_to_graph()
+        (zero,) = tf.raw_ops.StatelessCase(
+            branch_index=tf.cast(tf.reduce_sum(pictures) * 0, tf.int32),
+            input=[],
+            Tout=[tf.float32],
+            branches=branches,
+            output_shapes=[[]],
+        )
+        return {"y": tf.zeros([tf.shape(pictures)[0], 3]) + zero}
+
+    save_module(tmp_path / "x", classify)
+    return tmp_path / "x", branches[0].name.decode(), written
+
+
+# Of what keeps the variables nothing is known but the name; by this the attack got through.
+@pytest.mark.parametrize("name", ["__inference__traced_save_1", "__inference__traced_restore_1"])
+def test_a_branch_that_writes_a_file(attack, name):
+    folder, branch, written = attack
+    change_program(folder, lambda graph: rename(graph.graph_def.library, branch, name))
+    # It does so, if nobody looks.
+    signature = tf.saved_model.load(folder).signatures["serving_default"]
+    signature(pictures=tf.zeros([1, 8, 8, 3]))
+    assert written.read_text() == "x"
+    written.unlink()
+    with pytest.raises(DataError, match="it does more than arithmetic, by 'WriteFile'"):
+        load_classifier(folder)
+    assert not written.exists()
+
+
+@pytest.mark.parametrize(
+    "op", ["SaveV2", "RestoreV2", "MergeV2Checkpoints", "AssignVariableOp", "DisableCopyOnRead"]
+)
+def test_a_branch_that_does_what_keeps_the_variables(attack, op):
+    folder, _, _ = attack
+
+    def change(graph):
+        for function in graph.graph_def.library.function:
+            for node in function.node_def:
+                node.op = op if node.op == "WriteFile" else node.op
+
+    change_program(folder, change)
+    with pytest.raises(DataError, match=f"it does more than arithmetic, by '{op}'"):
+        load_classifier(folder)
+
+
+def test_what_keeps_the_variables_is_for_nobody(tmp_path):
+    kernel = tf.Variable(tf.ones([192, 3]))
+    path = tmp_path / "x" / "saved_model.pb"
+
+    def logits(pictures):
+        return {"y": tf.reshape(pictures, [-1, 192]) @ kernel}
+
+    save_module(tmp_path / "x", logits, kernel=kernel)
+    load_classifier(tmp_path / "x")
+    whole = path.read_bytes()
+    functions = saved_model_pb2.SavedModel.FromString(whole).meta_graphs[0].graph_def.library
+    names = [function.signature.name for function in functions.function]
+    (keeping,) = (name for name in names if "traced_save" in name)
+    # TensorFlow is not even given it.
+    program = classifier_module._checked_program(tmp_path / "x")
+    given = saved_model_pb2.SavedModel.FromString(program).meta_graphs[0].graph_def.library
+    left = [function.signature.name for function in given.function]
+    assert left == [name for name in names if "traced" not in name]
+
+    def from_the_objects(graph):
+        graph.object_graph_def.nodes.add().bare_concrete_function.concrete_function_name = keeping
+
+    def from_a_function(graph):
+        graph.object_graph_def.nodes.add().function.concrete_functions.append(keeping)
+
+    def from_a_saver(graph):
+        graph.object_graph_def.concrete_functions[keeping].bound_inputs.append(0)
+
+    def from_a_gradient(graph):
+        graph.graph_def.library.gradient.add(function_name="f", gradient_func=keeping)
+
+    def from_a_registered_gradient(graph):
+        graph.graph_def.library.registered_gradients.add(
+            registered_op_type="f", gradient_func=keeping
+        )
+
+    def from_a_nested_attribute(graph):
+        other = next(
+            f for f in graph.graph_def.library.function if "traced" not in f.signature.name
+        )
+        outer = other.node_def[0].attr["f"].func
+        outer.attr["g"].list.func.add(name=keeping)
+
+    for change in (
+        from_the_objects,
+        from_a_function,
+        from_a_saver,
+        from_a_gradient,
+        from_a_registered_gradient,
+        from_a_nested_attribute,
+    ):
+        path.write_bytes(whole)
+        change_program(tmp_path / "x", change)
+        with pytest.raises(DataError, match="it does more than arithmetic, by 'DisableCopyOnRead'"):
+            load_classifier(tmp_path / "x")
+
+
+# TensorFlow says of each that it has no state.
+@pytest.mark.parametrize(
+    "op",
+    [
+        *("ReadFile", "MatchingFiles", "ImmutableConst", "DebugIdentity", "DecodeProtoV2"),
+        *("PyFuncStateless", "CacheDataset", "DatasetToGraphV2", "TPUPartitionedCall", "Abort"),
+    ],
+)
+def test_operations_that_are_more_than_arithmetic(attack, op):
+    folder, branch, _ = attack
+
+    def change(graph):
+        for function in graph.graph_def.library.function:
+            # A function of that name makes it none of the program's own.
+            if function.signature.name == branch:
+                function.node_def[0].op = op
+        graph.graph_def.library.function.add().signature.name = op
+
+    change_program(folder, change)
+    with pytest.raises(DataError, match=f"it does more than arithmetic, by '{op}'"):
+        load_classifier(folder)
+
+
+def test_loops_and_branches_are_arithmetic(tmp_path):
+    def classify(pictures):
+        rows = tf.map_fn(lambda one: tf.reduce_mean(one, [0, 1]), pictures)
+        return {"y": tf.nn.softmax(tf.cond(tf.shape(rows)[0] > 1, lambda: rows, lambda: rows * 1))}
+
+    save_module(tmp_path / "x", classify)
+    expected = softmax(IMAGES.mean((1, 2)))
+    assert np.allclose(load_classifier(tmp_path / "x")(IMAGES), expected, atol=1e-4)
+
+
+def test_what_was_looked_through_is_what_is_loaded(tmp_path, monkeypatch):
+    save_module(tmp_path / "x", lambda p: {"y": tf.nn.softmax(p[:, 0, 0])})
+    real = tf.saved_model.load
+
+    def load(folder):
+        (tmp_path / "x" / "saved_model.pb").write_bytes(b"another by now")
+        return real(folder)
+
+    monkeypatch.setattr(tf.saved_model, "load", load)
+    assert load_classifier(tmp_path / "x").image_shape == (8, 8, 3)
 
 
 def test_a_tflite_file_that_claims_what_is_not_there(cnn, monkeypatch):

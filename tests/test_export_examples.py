@@ -130,7 +130,7 @@ def test_what_there_is_to_say_of_a_model(ends):
     ("name", "match"),
     [
         ("again", "'run/export' is there already: give a folder that is not"),
-        ("bad", r"image 'bad.png' cannot be read: it is no picture.* \(and 1 more that cannot be"),
+        ("bad", r"image 'bad.png' is no picture that can be read: .* \(and 1 more that cannot be"),
         ("folder", r"image '\.' cannot be read: "),
         ("no image", r"predict.py must be given MODEL IMAGE..., not \['run'\]"),
         ("exports", "did you mean 'run/export/model.keras'"),

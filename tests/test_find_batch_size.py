@@ -62,7 +62,7 @@ def test_what_is_found(monkeypatch):
     found = find_batch_size(RECIPE, dataset=data, memory_limit_gib=4, report=told.append)
     assert [trial.batch_size for trial in told] == [32, 64, 128, 96]
     assert [trial.batch_size for trial in found.trials] == [32, 64, 96, 128]
-    assert (found.largest, found.efficient) == (96, 64)
+    assert (found.largest, found.efficient, found.is_bounded) == (96, 64, True)
     assert found.memory_limit_bytes == 4 * GIB
     assert found.table().splitlines() == [
         "batch size   peak memory    images/s",

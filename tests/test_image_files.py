@@ -1,9 +1,12 @@
 """Ordinary image files: what a model gets to see of them, and files that are none."""
 
+import io
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from cifarflow.data.folder import load_folder
 from cifarflow.data.image_files import read_image
 from cifarflow.errors import ConfigError, DataError
 
@@ -62,12 +65,73 @@ def test_every_kind_of_pixel(tmp_path):
     assert (read_image(path, image_shape=(4, 4, 3))[:, 0] == 255).all()
 
 
-def test_the_camera_says_which_side_is_up(tmp_path):
+def held(orientation):
     exif = Image.Exif()
-    exif[274] = 6  # turned by a quarter
-    turned = read_image(saved(tmp_path / "a.jpg", exif=exif), image_shape=(4, 4, 3))
+    exif[274] = orientation
+    return exif
+
+
+def test_the_camera_says_which_side_is_up(tmp_path):
+    turned = read_image(saved(tmp_path / "a.jpg", exif=held(6)), image_shape=(4, 4, 3))
     assert turned[0].max() <= 12
     assert turned[3].min() >= 38
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_way_to_hold_a_camera(tmp_path, orientation):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3)).astype(np.uint8)
+    path = saved(tmp_path / "a.png", pixels, exif=held(orientation))
+    with Image.open(path) as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened))
+    assert np.array_equal(read_image(path, image_shape=expected.shape), expected)
+
+
+def test_damaged_notes_of_a_camera_say_nothing(tmp_path):
+    whole = saved(tmp_path / "a.png")
+    plain = read_image(whole)
+    for exif in (
+        b"Exif\0\0nothing",
+        b"Exif\0\0MM\0*\xff\xff\xff\xff",
+        b"Exif\0\0II*\0\x08\0\0\0\x09\0",
+    ):
+        assert np.array_equal(read_image(saved(tmp_path / "b.png", exif=exif)), plain)
+
+
+def encoded(picture, kind, **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def odd_pictures():
+    """Kinds of which two decoders may make two things."""
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 256, (41, 60, 4)).astype(np.uint8)
+    colours = Image.fromarray(noise[..., :3])
+    deep = random.integers(0, 1 << 16, (41, 60)).astype(np.uint16)
+    return {
+        "rotated": encoded(colours, "JPEG", exif=held(6)),
+        "transparent": encoded(Image.fromarray(noise), "PNG"),
+        "deep": encoded(Image.fromarray(deep), "PNG"),
+        "odd size": encoded(colours, "BMP"),
+        "grey": encoded(colours.convert("L"), "PNG"),
+        "palette": encoded(colours.convert("P"), "GIF", transparency=3),
+    }
+
+
+def test_a_folder_to_train_on_has_the_same_pixels(tmp_path):
+    pictures = odd_pictures()
+    for name, data in pictures.items():
+        (tmp_path / "set" / "train" / name).mkdir(parents=True)
+        (tmp_path / "set" / "train" / name / "a").write_bytes(data)
+    (tmp_path / "set" / "test" / "grey").mkdir(parents=True)
+    (tmp_path / "set" / "test" / "grey" / "a").write_bytes(pictures["grey"])
+    for size in (8, 32):
+        train = load_folder(tmp_path / "set", image_size=size, validation_fraction=0).train
+        assert sorted(train.labels) == list(range(len(pictures)))
+        for image, label in zip(train.images, train.labels, strict=True):
+            path = tmp_path / "set" / "train" / sorted(pictures)[label] / "a"
+            assert np.array_equal(image, read_image(path, image_shape=(size, size, 3))), path
 
 
 def test_files_that_are_none(tmp_path):
@@ -81,20 +145,23 @@ def test_files_that_are_none(tmp_path):
     refused(tmp_path, "cannot be read: .*(directory|no ordinary file)")
     for data in (b"", b"text\x1b[31m", b"\x89PNG\r\n\x1a\n", b"II*\0" + bytes(100)):
         (tmp_path / "x").write_bytes(data)
-        refused(tmp_path / "x", "it is no picture; PNG, JPEG, BMP, GIF, WEBP are read")
+        refused(tmp_path / "x", "is no picture that can be read: it is none of PNG, JPEG, BMP")
     noise = np.random.default_rng(0).integers(0, 256, (99, 99, 3)).astype(np.uint8)
     for name in ("a.png", "a.jpg", "a.bmp"):
         whole = saved(tmp_path / name, noise).read_bytes()
         (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-        refused(tmp_path / name, "cannot be read: ")
+        refused(tmp_path / name, "is no picture that can be read: ")
+    with (tmp_path / "x").open("wb") as file:
+        file.truncate(64_000_001)
+    refused(tmp_path / "x", "cannot be read: it has 64000001 bytes, expected at most 64000000")
 
 
-@pytest.mark.parametrize("side", [11_000, 100_000])
+@pytest.mark.parametrize("side", [8_001, 11_000, 100_000])
 def test_pictures_of_too_many_pixels(tmp_path, side):
     data = bytearray(saved(tmp_path / "a.bmp").read_bytes())
     data[18:26] = side.to_bytes(4, "little") * 2
     (tmp_path / "a.bmp").write_bytes(data)
-    with pytest.raises(DataError, match=r"it has .* pixels"):
+    with pytest.raises(DataError, match=r"a\.bmp' .* pixels"):
         read_image(tmp_path / "a.bmp")
 
 

@@ -2,10 +2,15 @@
 
 import dataclasses
 import json
+import re
+import runpy
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import test_data_cifar100
+from own_flags import no_flags
 from PIL import Image
 
 import cifarflow as cf
@@ -18,6 +23,7 @@ from cifarflow.recipes.recipe import Recipe
 from cifarflow.recipes.run import train_recipe
 from cifarflow.reporting.pictures import draw_run
 
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 TINY = {"precision": "float32", "epochs": 1, "batch_size": 32, "eval_batch_size": 50}
 MODELS = {
     "lab_cnn": {"model_options": {"filters": [4], "kernel_size": 3, "dense_units": 8}},
@@ -100,6 +106,23 @@ def test_a_run_on_a_folder_is_repeated_and_resumed(places, tmp_path):
             resume=True,
             **{**options, "data_dir": other_name(places, tmp_path)},
         )
+
+
+def test_examples_on_a_folder(places, tmp_path, monkeypatch, capsys):
+    words = ["--data=folder", f"--data_dir={places / 'trees'}", "--image_size=24"]
+    for name, more, said in (
+        ("custom_loop", ["--steps=2"], r"^trees: validation accuracy [01]\.\d+ after 2 steps$"),
+        ("show_augment", ["--augment=flip", "--images=1"], "1 augmentations of trees, 1 draws"),
+    ):
+        out = tmp_path / f"{name}.png"
+        more += [f"--out={out}"] if name == "show_augment" else []
+        argv = [name, *words, *more]
+        monkeypatch.setattr(sys, "argv", argv)
+        with no_flags(), pytest.raises(SystemExit) as end:
+            runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        assert not end.value.code
+        assert re.search(said, capsys.readouterr().out, re.MULTILINE)
+    assert out.exists()
 
 
 def other_name(places, tmp_path):

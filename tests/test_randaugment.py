@@ -216,3 +216,8 @@ def test_a_bad_number_of_operations(bad):
 def test_bad_images(images, line):
     with pytest.raises(DataError, match=line):
         rand_augment(images, SEED)
+
+
+def test_a_list_is_no_batch_of_images():
+    with pytest.raises(DataError, match=r"images must be \[B, H, W, C\] with known height"):
+        rand_augment([1, 2], [0, 0])

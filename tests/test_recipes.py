@@ -649,9 +649,11 @@ def test_a_summary_from_before_the_scores_is_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["test_outputs.npy", "test_labels.npy", "mistakes.npz"])
 def test_what_the_test_came_to_cannot_be_written(tmp_path, name):
-    (tmp_path / name).mkdir()
+    def block(state):
+        (tmp_path / name).mkdir()
+
     with pytest.raises(WorkdirError, match=f"cannot write file '.*{name}'"):
-        run_tiny(workdir=tmp_path)
+        run_tiny(workdir=tmp_path, hooks=[Hook(Every(epochs=1), block)])
     # Not taken for a finished run.
     assert not (tmp_path / "summary.json").exists()
 
@@ -1205,3 +1207,12 @@ def test_rates_go_with_the_batch(name):
     assert ratios == pytest.approx([2.0] * len(ratios))
     assert rates[1] / rates[0] == pytest.approx(1.0 if name == "fast94" else 2.0)
     assert rates[1] * two.l2 / (rates[0] * one.l2) == pytest.approx(2.0)
+
+
+def test_a_size_that_the_images_do_not_have():
+    for data in ("auto", "cifar10", "cifar100", "standin"):
+        with pytest.raises(
+            ConfigError, match=f"image_size must be 32, the side of {data}'s images"
+        ):
+            get_recipe("lab_cnn", data=data, image_size=64)
+    assert get_recipe("lab_cnn", data="folder", image_size=64).image_size == 64

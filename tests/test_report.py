@@ -1,12 +1,12 @@
 """Reports: what is on the page, that it harms nobody, and what is refused."""
 
 import base64
+import dataclasses
 import html.parser
 import itertools
 import json
 import math
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -18,10 +18,13 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_flags import no_flags
 
 import cifarflow
+from cifarflow import __main__ as command_line
 from cifarflow.errors import ConfigError, DataError, WorkdirError
 from cifarflow.evaluation.metrics import class_scores
+from cifarflow.recipes.recipe import Recipe
 from cifarflow.recipes.run import train_recipe
 from cifarflow.reporting import wording
 from cifarflow.reporting.charts import (
@@ -40,6 +43,8 @@ from cifarflow.reporting.run_page import run_page
 from cifarflow.reporting.style import STRENGTHS, STYLE
 from cifarflow.training.workdir import Workdir
 
+# Of a recipe beside its name, as many as a page counts.
+FIELDS = len(dataclasses.fields(Recipe)) - 1
 # What tries to get out of wherever it is put.
 HOSTILE = (
     "</title></style></script><script>document.title='harmed'</script>"
@@ -187,7 +192,7 @@ def test_one_run(runs):
         PROFILE["verdict"],
         "device 50 % host 25 % input 25 %",
         "MatMul (dense) 1.500 37.5 % 2",
-        "4 of 38 fields are not those of the recipe lab_mlp",
+        f"4 of {FIELDS} fields are not those of the recipe lab_mlp",
         "batch_size 8 32 epochs 3.0 15.0 learning_rate 0.05 0.01",
         "ended finished, tested once",
         summary["weights_sha256"],
@@ -344,7 +349,7 @@ def test_several_runs(runs):
     assert f"A first lab_mlp cifar10 {100 * accuracies[0]:.2f} %" in page.text
     # One field differs, in B alone.
     assert "learning_rate 0.05 1e-09 0.05" in page.text
-    assert "The other 38 fields are the same in all" in page.text
+    assert f"The other {FIELDS} fields are the same in all" in page.text
     assert page.count("td", **{"class": "mark"}) == 1 + 2 * 3 * 4
     # Of each run both curves, all in one plot.
     assert "Accuracy A train B train C train A validation B validation" in page.text
@@ -373,7 +378,7 @@ def test_the_same_run_twice_over(runs):
     shutil.copytree(runs / "first", runs / "copy")
     shutil.copytree(runs / "first", runs / "third")
     page = page_of(runs / "first", runs / "copy", runs / "third")
-    assert "Nothing: all 39 fields are the same." in page.text
+    assert f"Nothing: all {FIELDS + 1} fields are the same." in page.text
     assert "Of 3 pairs one in twenty" in page.text
     assert "only a p below 0.017" in page.text
     # None is the best of equals.
@@ -569,11 +574,14 @@ def test_bad_arguments(runs):
 
 def test_folders_without_a_run(runs, tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "five").mkdir()
+    (tmp_path / "five" / "recipe.json").write_text('{"name": "mine", "ensemble": "test"}')
     for folder, quoted in (
         (runs / "nowhere", "it is no folder"),
         (runs / "first" / "recipe.json", "it is no folder"),
         (tmp_path / "empty", "it has no recipe.json$"),
         (runs, "there are runs below it, in 'begun', 'first', 'second'"),
+        (tmp_path / "five", "it holds an ensemble; what came of it is in ensemble.json"),
     ):
         with pytest.raises(WorkdirError, match=quoted):
             write_report([folder])
@@ -611,8 +619,8 @@ def test_a_target_that_cannot_be_read(runs, monkeypatch):
 def command(monkeypatch, capfd):
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["cifarflow", *map(str, words)])
-        with pytest.raises(SystemExit) as caught:
-            runpy.run_module("cifarflow", run_name="__main__")
+        with no_flags(), pytest.raises(SystemExit) as caught:
+            command_line.main()
         return caught.value.code or 0, *capfd.readouterr()
 
     return run
@@ -620,18 +628,18 @@ def command(monkeypatch, capfd):
 
 def test_the_command(runs, command):
     code, out, err = command("report", runs / "first", runs / "second")
-    assert (code, out, err) == (0, f"report: {runs / 'first' / 'report.html'}\n", "")
+    assert (code, out, err) == (0, f"the report is {runs / 'first' / 'report.html'}\n", "")
     code, out, err = command("report", runs / "begun", f"--out={runs / 'new' / 'page.html'}")
-    assert (code, out, err) == (0, f"report: {runs / 'new' / 'page.html'}\n", "")
+    assert (code, out, err) == (0, f"the report is {runs / 'new' / 'page.html'}\n", "")
     assert (runs / "new" / "page.html").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
     ("words", "quoted"),
     [
-        ([], "report must be given WORKDIR ..., not []"),
+        ([], "report must be given WORKDIR ..., the folders of runs, not []"),
         (["nowhere"], "there is no run in 'nowhere'"),
-        (["a", " "], "report must be given WORKDIR ..., not ['a', ' ']"),
+        (["a", " "], "the folders of runs, not ['a', ' ']"),
         (["nowhere", "nowhere"], "each run must be given once, not 'nowhere' twice"),
         (["nowhere", "--out="], "out must be the path of a file, not ''"),
     ],

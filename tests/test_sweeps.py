@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,11 +28,11 @@ BASE = Recipe("base", epochs=1, batch_size=8, validation_fraction=0.2, **tiny.ML
         (["--seed=0..4"], {"seed": (0, 1, 2, 3, 4)}),
         (["seed=3", " batch_size = 8 , 16"], {"seed": (3,), "batch_size": (8, 16)}),
         (["nesterov=true,False"], {"nesterov": (True, False)}),
-        (["augment=none|flip,crop:4"], {"augment": ("none", "flip,crop:4")}),
+        (["augment=none;flip,crop:4"], {"augment": ("none", "flip,crop:4")}),
         (["optimizer=sgd,muon"], {"optimizer": ("sgd", "muon")}),
-        (["drop_epochs=1,2|3"], {"drop_epochs": ((1.0, 2.0), (3.0,))}),
+        (["drop_epochs=1,2;3"], {"drop_epochs": ((1.0, 2.0), (3.0,))}),
         (
-            ['model_options=filters=[8,16],dropout=0.5|{"filters": [4]}'],
+            ['model_options=filters=[8,16],dropout=0.5;{"filters": [4]}'],
             {"model_options": ({"filters": [8, 16], "dropout": 0.5}, {"filters": [4]})},
         ),
         (["model_options=activation=gelu"], {"model_options": ({"activation": "gelu"},)}),
@@ -54,8 +55,8 @@ def test_what_is_read(words, grid):
         (["seed=a"], "seed must be a whole number, not 'a'"),
         (["learning_rate=0.1,"], "learning_rate must be a number, not ''"),
         (["nesterov=yes"], "nesterov must be true or false, not 'yes'"),
-        (["drop_epochs=1;2"], "drop_epochs must be numbers joined by commas"),
-        (["freeze=bias"], "freeze must be key=value,"),
+        (["drop_epochs=1|2"], "drop_epochs must be numbers joined by commas"),
+        (["freeze=bias"], "freeze must be key=value,.*each key once"),
         (["seed=4..0"], "a range must be FIRST..LAST, .*not '4..0'"),
         (["seed=0..99999999"], "at most 10,000 numbers, not '0..99999999'"),
         (["seed=0..999", "batch_size=1..99"], "at most 10,000 runs, not 99,000"),
@@ -88,7 +89,7 @@ def test_names_of_folders():
     options = [{"filters": [size] * 60} for size in (8, 9)]
     points = sweeps.make_points(get_recipe("lab_cnn"), {"model_options": options})
     assert len({point.name for point in points}) == 2
-    augments = sweeps.parse_grid(["augment=none|flip,crop:4"])
+    augments = sweeps.parse_grid(["augment=none;flip,crop:4"])
     names = [point.name for point in sweeps.make_points(BASE, augments)]
     assert names == ["augment=none", "augment=flip,crop_4"]
 
@@ -234,9 +235,10 @@ def test_the_runner(tmp_path):
     """In processes of their own, interrupted by nothing, then asked for once more."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
     words = [sys.executable, str(ROOT / "examples" / "sweep.py"), "--data=standin", "--noprogress"]
-    words += ["--recipe=fast75", "--epochs=0.01", "--limit_examples=640", "--workdir=s"]
-    words += ["--model_options=widths=[8]", "--batch_size=32", "--processes=2"]
-    sweep = ["--sweep", "tta=none,mirror", "seed=5"]
+    # A recipe that holds nothing out.
+    words += ["--recipe=lab_mlp", "--epochs=0.2", "--limit_examples=640", "--workdir=s"]
+    words += ["--model_options=units=8", "--validation_fraction=0", "--processes=2"]
+    sweep = ["--sweep", "learning_rate=0.1,3e38", "seed=5"]
 
     def run(*more):
         done = subprocess.run(
@@ -245,13 +247,18 @@ def test_the_runner(tmp_path):
         return done.returncode, done.stdout, done.stderr
 
     code, out, err = run(*sweep)
-    assert code == 0, err
-    assert "2 runs of fast75, 2 at a time, in s" in out
-    assert "best on validation, standin: tta=" in out
+    assert (code, err) == (1, "")
+    assert re.search(r"^learning_rate=3e\+38,seed=5 failed: .*not finite", out, re.MULTILINE)
+    assert "2 runs of lab_mlp, 2 at a time, in s" in out
+    assert "best on validation, standin: learning_rate=0.1;" in out
+    # One that fails does not end the others.
+    assert "learning_rate=3e+38,seed=5: failed: " in out
+    assert "| learning_rate=3e+38 | 0 (1 failed) |" in out
     names = {path.name for path in (tmp_path / "s").iterdir()}
-    assert names == {"tta=none,seed=5", "tta=mirror,seed=5", "results.csv", "sweep.png", "logs"}
-    recipe = json.loads((tmp_path / "s" / "tta=none,seed=5" / "recipe.json").read_text())
+    points = {"learning_rate=0.1,seed=5", "learning_rate=3e+38,seed=5"}
+    assert names == {*points, "results.csv", "sweep.png", "logs"}
+    recipe = json.loads((tmp_path / "s" / "learning_rate=0.1,seed=5" / "recipe.json").read_text())
     assert (recipe["validation_fraction"], recipe["seed"]) == (0.1, 5)
     code, _, err = run(*sweep)
     assert code == 2
-    assert "error: workdir 's' holds a run 'tta=none,seed=5' already: add --resume" in err
+    assert "error: workdir 's' holds a run 'learning_rate=0.1,seed=5' already: add --resume" in err

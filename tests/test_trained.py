@@ -1,5 +1,7 @@
 """A run's model from its folder alone, to the same weights; and folders that cannot give it."""
 
+import contextlib
+import dataclasses
 import json
 import shutil
 import signal
@@ -9,13 +11,17 @@ import numpy as np
 import pytest
 import tiny
 
+from cifarflow.ensemble import train_ensemble
 from cifarflow.errors import CheckpointError, ConfigError, DataError, WorkdirError
 from cifarflow.evaluation.predict import predict
+from cifarflow.evaluation.voting import combine_outputs
 from cifarflow.recipes import trained as trained_module
+from cifarflow.recipes.recipe import Recipe
 from cifarflow.recipes.run import train_recipe
 from cifarflow.recipes.trained import load_trained
 from cifarflow.training.hooks import Every, Hook
 from cifarflow.training.loop import TrainingInterrupted
+from cifarflow.training.workdir import LATER_FIELDS
 
 DATA = tiny.dataset()
 TINY = {**tiny.MLP, "epochs": 3, "batch_size": 8}
@@ -79,6 +85,61 @@ def test_whatever_the_recipe_keeps(tmp_path, options):
     assert trained.is_finished
 
 
+@pytest.fixture
+def earlier(monkeypatch):
+    """A version that had not all the fields: what it writes lacks them, within the block."""
+
+    @contextlib.contextmanager
+    def version():
+        with monkeypatch.context() as patch:
+            to_json = Recipe.to_json
+
+            def without(recipe):
+                values = to_json(recipe)
+                return {key: values[key] for key in values if key not in LATER_FIELDS}
+
+            patch.setattr(Recipe, "to_json", without)
+            yield
+
+    return version
+
+
+def test_a_run_from_before_there_was_a_field(finished, tmp_path, earlier):
+    with earlier(), pytest.raises(TrainingInterrupted):
+        run_in(tmp_path, hooks=[Hook(Every(steps=5), interrupt)])
+    before = (tmp_path / "recipe.json").read_text()
+    assert not set(json.loads(before)) & set(LATER_FIELDS)
+    assert load_trained(tmp_path, **KNOWN).step == 5
+    with pytest.raises(WorkdirError, match="holds a run with accumulate_steps=1, not 2"):
+        run_in(tmp_path, resume=True, accumulate_steps=2)
+    # As many hooks as before.
+    run = run_in(tmp_path, resume=True, hooks=[Hook(Every(steps=5), lambda state: None)])
+    assert run.summary["weights_sha256"] == finished[1].summary["weights_sha256"]
+    assert same_weights(load_trained(tmp_path), run.model)
+    assert same_weights(load_trained(tmp_path, which="best"), run.model)
+    assert (tmp_path / "recipe.json").read_text() == before
+
+
+def test_members_from_before_there_was_a_field(tmp_path, earlier):
+    recipe = Recipe("mine", **TINY)
+    with earlier():
+        first = train_ensemble(recipe, 1, dataset=DATA, workdir=tmp_path)
+    ensemble = train_ensemble(recipe, 2, dataset=DATA, workdir=tmp_path, resume=True)
+    assert ensemble.members[0] == first.members[0]
+    assert np.array_equal(
+        ensemble.predict(DATA.test.images, tta=False).by_average,
+        combine_outputs(ensemble.outputs[:, 0]).by_average,
+    )
+
+
+def test_every_later_field_is_known():
+    """A field that is added must be in LATER_FIELDS, or runs that are there get lost."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    assert {name: defaults[name] for name in LATER_FIELDS} == LATER_FIELDS
+    # A name and 38 fields are what recipes had at first.
+    assert len(defaults) - len(LATER_FIELDS) == 39
+
+
 def test_the_best_is_what_validation_saw(tmp_path):
     # A rate at which the loss goes up and down.
     run = run_in(tmp_path, epochs=6, averaging="ema", learning_rate=0.5)
@@ -124,9 +185,18 @@ def test_an_unfinished_run(tmp_path):
 
 
 def test_no_run(tmp_path):
-    for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(WorkdirError, match=r"there is no run in .*: it has no recipe.json"):
-            load_trained(path)
+    (tmp_path / "five").mkdir()
+    (tmp_path / "five" / "recipe.json").write_text('{"name": "mine", "ensemble": "test"}')
+    (tmp_path / "lab" / "lab_mlp-0").mkdir(parents=True)
+    (tmp_path / "lab" / "lab_mlp-0" / "recipe.json").write_text("{}")
+    for name, reason in (
+        (".", "it has no recipe.json; there are runs below it, in 'five'"),
+        ("nowhere", "it is no folder"),
+        ("five", "it holds an ensemble; what came of it is in ensemble.json"),
+        ("lab", "it has no recipe.json; there are runs below it, in 'lab_mlp-0'"),
+    ):
+        with pytest.raises(WorkdirError, match=f"there is no run in .*: {reason}"):
+            load_trained(tmp_path / name)
     (tmp_path / "recipe.json").write_text("{")
     with pytest.raises(DataError, match="is not readable JSON"):
         load_trained(tmp_path)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cifarflow.errors import DataError, WorkdirError
-from cifarflow.training.workdir import Workdir
+from cifarflow.training.workdir import LATER_FIELDS, Workdir
 
 RECIPE = {"name": "mine", "epochs": 2.0, "drop_epochs": [1.0], "model_options": {"units": [8]}}
 
@@ -79,13 +79,45 @@ def test_another_recipe_is_refused(tmp_path, resume, change, quoted):
 @pytest.mark.parametrize("resume", [False, True])
 @pytest.mark.parametrize(
     "stray",
-    ["metrics.jsonl", "metrics.csv", "checkpoints", "summary.json", "members", "ensemble.json"],
+    [
+        *("metrics.jsonl", "metrics.csv", "test_outputs.npy", "test_labels.npy", "mistakes.npz"),
+        *("summary.json", "checkpoints", "capsules", "members", "ensemble.json"),
+    ],
 )
 def test_files_of_an_unknown_run_are_refused(tmp_path, stray, resume):
     (tmp_path / stray).write_text("kept")
     with pytest.raises(WorkdirError, match=f"has {stray} but no recipe.json"):
         Workdir(tmp_path).open(RECIPE, resume=resume)
     assert contents(tmp_path) == {stray: b"kept"}
+
+
+def test_a_recipe_from_before_there_was_a_field(tmp_path):
+    old = RECIPE
+    new = {**old, **LATER_FIELDS}
+    for number, (there, wanted) in enumerate([(old, new), (new, old)]):
+        folder = tmp_path / str(number)
+        Workdir(folder).open(there)
+        with Workdir(folder) as workdir:
+            assert workdir.open(wanted, resume=True)
+            workdir.ensure()
+        with pytest.raises(WorkdirError, match=r"holds a run with accumulate_steps=1, not 4: give"):
+            Workdir(folder).open({**wanted, "accumulate_steps": 4}, resume=True)
+
+
+def test_what_is_in_a_folder_without_a_run(tmp_path):
+    for number in range(10):
+        (tmp_path / "many" / f"run{number}").mkdir(parents=True)
+        (tmp_path / "many" / f"run{number}" / "recipe.json").write_text("{}")
+    (tmp_path / "five").mkdir()
+    (tmp_path / "five" / "recipe.json").write_text('{"ensemble": "test"}')
+    for name, reason in (
+        ("nowhere", "it is no folder"),
+        ("many", "it has no recipe.json; there are runs below it, in 'run0', .* 'run7' and 2 more"),
+        ("five", "it holds an ensemble; what came of it is in ensemble.json, .*members"),
+    ):
+        with pytest.raises(WorkdirError, match=f"^there is no run in '.*{name}': {reason}$"):
+            Workdir(tmp_path / name).read_recipe()
+    assert Workdir(tmp_path / "many" / "run3").read_recipe() == {}
 
 
 @pytest.mark.parametrize("below", ["", "run", "a/run"])

@@ -22,6 +22,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from cifarflow.data.pictures import check_image_size
 from cifarflow.errors import ConfigError, check_int
 from cifarflow.recipes.named import get_recipe
 from cifarflow.recipes.recipe import TTA_CHOICES, Recipe
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 FLAGS = flags.FLAGS
 _SPLITS = ("validation", "test")
 _SUFFIX = ".keras"
-# The fields of a recipe that decide which images are held out.
-_HELD_OUT = ("data", "validation_fraction", "validation_split", "limit_examples")
+# The fields of a recipe that decide what the images are, and which are held out.
+_IMAGES = ("data", "image_size")
+_HELD_OUT = (*_IMAGES, "validation_fraction", "validation_split", "limit_examples")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +65,18 @@ def define_flags() -> None:
         "which", "last", ("last", "best"), "a run's newest weights, or those of its best validation"
     )
     flags.DEFINE_string("data", "auto", "which data, for files; a run knows its own")
-    flags.DEFINE_string("data_dir", None, "where CIFAR-10 is, a file or folder (default: search)")
+    flags.DEFINE_integer(
+        "image_size", 32, "the side of the images of data=folder and tfds:NAME, for files likewise"
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "where the data is, a file or folder (default: search, see README)"
+    )
     flags.DEFINE_enum(
-        "tta", None, TTA_CHOICES, "test-time augmentation (default: the run's own; for files none)"
+        "tta",
+        None,
+        TTA_CHOICES,
+        "test-time augmentation, of all images (default: the run's own, of its tta_share of them; "
+        "for files none)",
     )
     flags.DEFINE_integer("batch_size", 500, "images a call; changes time and memory only")
 
@@ -86,6 +97,7 @@ def main(words: list[str]) -> None:
             f"not {words!r}"
         )
     check_int("--batch_size", FLAGS.batch_size)
+    check_image_size(FLAGS.image_size)
     # Loaded here: what is wrong with a flag is said without waiting for TensorFlow.
     from cifarflow.evaluation.comparison import mcnemar
     from cifarflow.evaluation.evaluate import evaluate_model
@@ -97,7 +109,10 @@ def main(words: list[str]) -> None:
     split = dataset.validation if FLAGS.split == "validation" else dataset.test
     found = []
     for target in targets:
-        tta = FLAGS.tta or (target.recipe.tta if target.recipe else "none")
+        # What is asked for is done to all images; what a run did, to as many as there.
+        tta, share = FLAGS.tta or "none", 1.0
+        if FLAGS.tta is None and target.recipe is not None:
+            tta, share = target.recipe.tta, target.recipe.tta_share
         found.append(
             evaluate_model(
                 target.model,
@@ -105,6 +120,7 @@ def main(words: list[str]) -> None:
                 num_classes=dataset.num_classes,
                 batch_size=FLAGS.batch_size,
                 tta=tta,
+                tta_share=share,
             )
         )
     console = Console(highlight=False)
@@ -121,8 +137,11 @@ def _load(word: str) -> Target:
     from cifarflow.evaluation.model_files import load_model_file
     from cifarflow.recipes.trained import load_trained
 
-    if word.endswith(_SUFFIX) and not os.path.isdir(os.path.expanduser(word)):
+    path = os.path.expanduser(word)
+    if word.endswith(_SUFFIX) and not os.path.isdir(path):
         return Target(word, load_model_file(word), "a model file", None)
+    if os.path.isfile(path):
+        raise ConfigError(f"TARGET must be a run's folder or a {_SUFFIX} file, not {word!r}")
     trained = load_trained(word, which=FLAGS.which)
     return Target(word, trained.model, trained.describe(), trained.recipe)
 
@@ -134,18 +153,20 @@ def _recipe_of_data(targets: list[Target]) -> Recipe:
       ConfigError: if a run held no images out, or other ones than another.
     """
     recipes = [target.recipe for target in targets if target.recipe is not None]
-    first = recipes[0] if recipes else get_recipe("lab_cnn", data=FLAGS.data)
+    if not recipes:
+        recipes = [get_recipe("lab_cnn", data=FLAGS.data, image_size=FLAGS.image_size)]
+    first = recipes[0]
     for target in targets:
         recipe = target.recipe or first
         if FLAGS.split == "validation" and not recipe.validation_fraction:
             raise ConfigError(
-                f"{target.name!r} is a run that held no validation images out: --split=test"
+                f"{target.name!r} is a run that held no validation images out: give --split=test"
             )
         differs = next((f for f in _HELD_OUT if getattr(recipe, f) != getattr(first, f)), None)
-        if differs is not None and (FLAGS.split == "validation" or differs == "data"):
+        if differs is not None and (FLAGS.split == "validation" or differs in _IMAGES):
             raise ConfigError(
-                f"{targets[0].name!r} and {target.name!r} must have been validated on the same "
-                f"images, not with {differs}={getattr(first, differs)} and "
+                f"{targets[0].name!r} and {target.name!r} must be measured on the same images, "
+                f"not with {differs}={getattr(first, differs)} and "
                 f"{getattr(recipe, differs)}"
             )
     return first
@@ -183,7 +204,12 @@ def print_evaluations(
     rows = {
         "accuracy": [f"{each.accuracy:.4f}" for each in found],
         "loss": [f"{each.loss:.4f}" for each in found],
-        "top-3 accuracy": [f"{each['top_3_accuracy']:.4f}" for each in scores],
+        **{
+            f"top-{k} accuracy": [f"{each[key]:.4f}" for each in scores]
+            # Of as many as there are classes there is none.
+            for k, key in ((2, "top_2_accuracy"), (3, "top_3_accuracy"), (5, "top_5_accuracy"))
+            if key in scores[0]
+        },
         "calibration error": [f"{each['expected_calibration_error']:.4f}" for each in scores],
     }
     for name, values in rows.items():

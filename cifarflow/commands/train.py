@@ -30,11 +30,11 @@ def main() -> None:
     recipe = cli.recipe_from_flags()
     options = cli.run_options_from_flags(recipe.name)
     # Loaded here: what is wrong with a flag is said without waiting for TensorFlow.
-    from cifarflow.recipes.build import load_recipe_data
     from cifarflow.recipes.run import train_recipe
 
-    dataset = load_recipe_data(recipe, data_dir=options.pop("data_dir"))
-    run = train_recipe(recipe, dataset=dataset, **options)
+    # It reads the data itself: several workers must have met before TensorFlow computes anything.
+    run = train_recipe(recipe, **options)
     cli.print_summary(run)
     if FLAGS.plots:
-        cli.draw_and_print(run, dataset)
+        assert run.dataset is not None
+        cli.draw_and_print(run, run.dataset)

@@ -133,6 +133,11 @@ def load_data(
 def _load_named_folder(
     name: str, data_dir: str | os.PathLike[str] | None, **options: Any
 ) -> Dataset:
+    if name and data_dir is None:
+        raise ConfigError(
+            f"data=folder:{name} needs data_dir, the folder {name!r} of the pictures: "
+            "--data_dir=PATH"
+        )
     dataset = load_folder(data_dir, **options)
     if name and dataset.name != name:
         raise DataNotFoundError(f"data=folder:{name} is not in the folder {dataset.source!r}")

@@ -57,7 +57,7 @@ def image_sides(images: Any) -> tuple[int, int]:
     Raises:
       DataError: if images are not [B, H, W, C], or one of H, W and C is unknown.
     """
-    shape = tf.TensorShape(images.shape)
+    shape = tf.TensorShape(getattr(images, "shape", None))
     if shape.rank != 4 or not shape[1:].is_fully_defined():
         raise DataError(
             f"images must be [B, H, W, C] with known height, width and channels, not {shape}"

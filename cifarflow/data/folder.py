@@ -25,6 +25,7 @@ from cifarflow.data import copies
 from cifarflow.data.cache import cache_folder
 from cifarflow.data.formats import Arrays
 from cifarflow.data.pictures import (
+    DECODER_VERSION,
     PICTURE_BYTES_LIMIT,
     check_image_size,
     check_room,
@@ -80,7 +81,7 @@ def load_folder(
     size = check_image_size(image_size)
     check_folders(data_dir, cache_dir)
     if data_dir is None:
-        raise ConfigError("data_dir must be given with data=folder, not None")
+        raise ConfigError("data=folder needs data_dir, the folder of the pictures: --data_dir=PATH")
     folder = Path(os.path.expanduser(data_dir))
     if not folder.is_dir():
         raise DataNotFoundError(f"data_dir={os.fspath(data_dir)!r} is no folder")
@@ -103,7 +104,7 @@ def load_folder(
 
     def key() -> str:
         with reading(repr(str(folder))):
-            return copies.fingerprint_of(paths, class_names, labels.tolist(), size, "1")
+            return copies.fingerprint_of(paths, class_names, labels.tolist(), size, DECODER_VERSION)
 
     arrays = copies.read_or_decode(
         f"{folder.resolve()} at {size}",

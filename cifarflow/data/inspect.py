@@ -1,7 +1,7 @@
 """What data is on this machine, where, and in what state.
 
-    sources = find_data()           # every place, for CIFAR-10, CIFAR-100 and the stand-in set
-    print(describe_data(sources))   # the same as a table
+    for source in find_data():  # every place, for CIFAR-10, CIFAR-100 and the stand-in set
+        print(source.data, source.place, source.state, source.path)
 
 Everything is read and its checksums are computed, whatever is remembered of an earlier time.
 Nothing is written, nothing is downloaded, and damaged data is reported, not raised.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from cifarflow.data import formats, standin
@@ -19,7 +18,6 @@ from cifarflow.data.cache import cache_folder
 from cifarflow.data.layouts import LAYOUTS, Layout
 from cifarflow.data.sources import Place, check_folders, look_into, places
 from cifarflow.errors import CifarflowError, DataNotFoundError
-from cifarflow.untrusted import one_line
 
 NOT_FOUND, VERIFIED, DAMAGED = "not found", "verified", "damaged"
 
@@ -112,30 +110,3 @@ def _examine_standin(cache: Path) -> DataSource:
         reason = "is not as it was drawn: remove it, and it is drawn anew"
         return DataSource(*about, DAMAGED, "npz", is_taken=True, reason=reason)
     return DataSource(*about, VERIFIED, "npz", sum(counts), is_taken=True)
-
-
-def describe_data(sources: Sequence[DataSource]) -> str:
-    """Returns a table of what `find_data` found, for a terminal.
-
-    A star marks the source that `load_data` goes by.  What is wrong follows below the table.
-
-    Args:
-      sources: as `find_data` returns them.
-    """
-    rows = [("", "data", "place", "state", "format", "images", "path")]
-    notes = []
-    for source in sources:
-        mark = "*" if source.is_taken else ""
-        images = f"{source.examples:,}" if source.examples else ""
-        # Paths are anybody's, and may hold what a terminal obeys.
-        path = one_line(str(source.path), length=120)
-        row = (mark, source.data, source.place, source.state, source.format, images, path)
-        rows.append(row)
-        if source.reason:
-            notes.append(f"{source.data}, {source.place}: {one_line(source.reason, length=500)}")
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join([*lines, *([""] if notes else []), *notes])

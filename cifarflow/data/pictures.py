@@ -1,11 +1,13 @@
-"""Picture files of any size and kind, to small RGB images of one size.
+"""Picture files of any size and kind, to small images of one size.
 
-    image = decode_picture(data, "cat.png", size=32)   # [32, 32, 3] uint8
-    images = decode_pictures(read, names, size=32)     # [N, 32, 32, 3], two at a time
+    image = decode_picture(data, "cat.png", shape=(32, 32, 3))  # [32, 32, 3] uint8
+    images = decode_pictures(read, names, size=32)              # [N, 32, 32, 3], two at a time
 
-A picture that has the size already keeps its pixels; any other is cropped to the square in its
-middle and resized to it by bicubic interpolation with antialiasing.  Grey becomes RGB, an alpha
-channel is dropped, of an animation the first frame is taken.
+The one way from a picture to pixels: a model that was trained on a folder is given by `read_image`
+what it was trained on.  A picture is turned as its camera says, transparent parts become white, of
+16 bits the upper eight are taken, of an animation the first frame.  One that has the size already
+keeps its pixels; of any other the middle is cut out in the proportions wanted and resized by
+bicubic interpolation with antialiasing, as the images of CIFAR-10 were.
 
 Whoever wrote the file may be an enemy: what its header claims is checked before a pixel is decoded.
 """
@@ -16,24 +18,35 @@ import io
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from cifarflow.errors import ConfigError, DataError, check_int
 from cifarflow.untrusted import reading
 
+# Raised whenever other pixels come of the same file, so that no copy of the old ones is taken.
+DECODER_VERSION = 2
 # What `Image.open` may take a file for: formats of few surprises.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 MOST_SIZE = 1024
-# What a good camera makes: 6000 x 6000 pixels, which take a second to decode.
+# What a very good camera makes; 64 million pixels take a second or two to decode.
 PICTURE_BYTES_LIMIT = 64_000_000
-_PIXELS_LIMIT = 36_000_000
+_PIXELS_LIMIT = 64_000_000
 # All images of a set, which are kept in memory.
 _IMAGES_BYTES_LIMIT = 8_000_000_000
 _PART = 100
-# Of 8 bits a channel; what has more would have to be scaled by somebody who knows it.
-_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
+# By EXIF's orientation, what brings a picture upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def check_image_size(value: object) -> int:
@@ -48,40 +61,66 @@ def check_image_size(value: object) -> int:
     return size
 
 
-def decode_picture(data: bytes, name: object, *, size: int) -> np.ndarray:
+def decode_picture(data: bytes, name: object, *, shape: tuple[int, int, int]) -> np.ndarray:
     """Decodes one picture.
 
     Args:
       data: the file's bytes.
       name: what to call it in messages.
-      size: the side of the image to make.
+      shape: (H, W, C) of the image to make; C is 3 for colours or 1 for grey.
 
     Returns:
-      [size, size, 3] uint8.
+      [H, W, C] uint8.
 
     Raises:
       DataError: if it is no picture, damaged, cut short, or larger than a picture should be.
     """
     if len(data) > PICTURE_BYTES_LIMIT:
         raise DataError(f"{name} has {len(data)} bytes, expected at most {PICTURE_BYTES_LIMIT}")
+    height, width, channels = shape
     with reading(name, failing="is no picture that can be read"):
-        # Only the header is read here.
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            width, height = picture.size
-            if width * height > _PIXELS_LIMIT:
+        try:
+            # Only the header is read here.
+            picture: Any = Image.open(io.BytesIO(data), formats=FORMATS)
+        except Image.UnidentifiedImageError:
+            raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
+        with picture:
+            if picture.width * picture.height > _PIXELS_LIMIT:
                 raise DataError(
-                    f"{name} claims {width} x {height} pixels, expected at most {_PIXELS_LIMIT}"
+                    f"{name} claims {picture.width} x {picture.height} pixels, "
+                    f"expected at most {_PIXELS_LIMIT}"
                 )
-            if picture.mode not in _MODES:
-                raise DataError(f"{name} has pixels of kind {picture.mode!r}, expected 8 bits each")
-            rgb = picture.convert("RGB")
-        if rgb.size != (size, size):
-            side = min(rgb.size)
-            left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
-            square = (left, top, left + side, top + side)
-            # Not as the box of `resize`, which looks at pixels beside it too.
-            rgb = rgb.crop(square).resize((size, size), Image.Resampling.BICUBIC)
-        return np.asarray(rgb)
+            picture.load()
+            upright = _as_colours(_turned(picture))
+        # Pillow takes all the pixels that become one into account.
+        fitted = ImageOps.fit(
+            upright.convert("RGB" if channels == 3 else "L"),
+            (width, height),
+            method=Image.Resampling.BICUBIC,
+        )
+        return np.asarray(fitted, np.uint8).reshape(shape)
+
+
+def _turned(picture: Any) -> Any:
+    """The picture as it was seen, where its camera noted how it was held."""
+    try:
+        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
+    except Exception:
+        # Damaged notes, for which Pillow has many errors, say nothing about the picture.
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _as_colours(picture: Any) -> Any:
+    """The picture in 8 bits a channel, on white where it is transparent."""
+    if picture.mode.startswith("I"):
+        # Grey in 16 bits, of which Pillow would keep the lower eight.
+        return Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
+    if not picture.has_transparency_data:
+        return picture
+    picture = picture.convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture)
 
 
 def decode_pictures(
@@ -107,7 +146,7 @@ def decode_pictures(
     def decode_part(start: int) -> None:
         for place in range(start, min(start + _PART, count)):
             data, picture = read(place)
-            images[place] = decode_picture(data, picture, size=size)
+            images[place] = decode_picture(data, picture, shape=(size, size, 3))
 
     # Pillow warns of odd palettes and broken EXIF, which do no harm here.
     with warnings.catch_warnings():

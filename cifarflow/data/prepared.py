@@ -24,6 +24,7 @@ from cifarflow.data import download as download_lib
 from cifarflow.data.cache import cache_folder
 from cifarflow.data.formats import Arrays, check_labels, find_shards, read_records
 from cifarflow.data.pictures import (
+    DECODER_VERSION,
     PICTURE_BYTES_LIMIT,
     check_image_size,
     check_room,
@@ -112,7 +113,7 @@ def load_prepared(
     def key() -> str:
         paths = [path for split in shards.values() for path in split]
         with reading(repr(str(folder))):
-            return copies.fingerprint_of(paths, about, size, "1")
+            return copies.fingerprint_of(paths, about, size, DECODER_VERSION)
 
     arrays = copies.read_or_decode(
         f"{folder.resolve()} at {size}",

@@ -71,7 +71,7 @@ class Comparison:
         """The outcome in a sentence."""
         first, second = self.accuracies
         figures = (
-            f"accuracy {first:.4f} against {second:.4f} on {self.examples:,} test images, "
+            f"accuracy {first:.4f} against {second:.4f} on {self.examples:,} images, "
             f"{self.first_only:,} right by {self.names[0]!r} alone and {self.second_only:,} by "
             f"{self.names[1]!r} alone, p = {self.p:.2g}"
         )

@@ -43,6 +43,7 @@ def evaluate_model(
     num_classes: int | None = None,
     batch_size: int = 500,
     tta: str = "none",
+    tta_share: float = 1.0,
 ) -> Evaluation:
     """Evaluates a model on labelled images.
 
@@ -56,6 +57,7 @@ def evaluate_model(
         that it has the labels.
       batch_size: images a call; changes time and memory only.
       tta: test-time augmentation, see `predict`.
+      tta_share: the share of the images that it is spent on, see there.
 
     Raises:
       ConfigError: if an option is out of range, or the model has another number of classes.
@@ -73,7 +75,7 @@ def evaluate_model(
             f"images and labels must be equally many, not {list(images.shape)} and "
             f"{list(labels.shape)}"
         )
-    outputs = predict(model, images, batch_size=batch_size, tta=tta)
+    outputs = predict(model, images, batch_size=batch_size, tta=tta, tta_share=tta_share)
     if outputs.ndim != 2:
         raise ConfigError(
             f"model must give [B, classes] for images [B, H, W, C], not {list(outputs.shape)}"

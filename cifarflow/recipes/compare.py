@@ -62,6 +62,8 @@ def _read(path: str) -> tuple[str, np.ndarray, np.ndarray]:
     files = {"summary.json": summary, "test_labels.npy": labels, "test_outputs.npy": outputs}
     missing = [name for name, found in files.items() if found is None]
     if summary is None or labels is None or outputs is None:
+        # Of a folder that is no run's this says so.
+        folder.read_recipe()
         raise WorkdirError(
             f"{str(folder.path)!r} has no {missing[0]}: a run to be compared must be finished, and "
             "have been made by a version that writes this file"

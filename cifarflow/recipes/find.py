@@ -67,7 +67,7 @@ def find_recipe_learning_rate(
 
     Args:
       recipe: a name in `RECIPES`, or a recipe.
-      data_dir: where CIFAR-10 is, see `load_cifar10`.
+      data_dir: where the data is, see `load_data`.
       dataset: data that is loaded already, in place of loading the recipe's.
       steps: as in `find_learning_rate`.
       low: as there, in terms of the recipe's learning_rate.
@@ -150,6 +150,11 @@ class BatchSizes:
         return max(trial.batch_size for trial in self._fitting())
 
     @property
+    def is_bounded(self) -> bool:
+        """Whether one was tried that does not fit, so that `largest` is the largest of all."""
+        return len(self._fitting()) < len(self.trials)
+
+    @property
     def efficient(self) -> int:
         """The smallest whose throughput is within 5 % of the best."""
         best = max(trial.images_per_second or 0.0 for trial in self._fitting())
@@ -190,7 +195,7 @@ def find_batch_size(
       multiple: sizes are multiples of this, and of the recipe's accumulate_steps.
       largest: no larger one is tried; by default, and at most, the number of training images.
       seconds: how long each is timed, at least, > 0.
-      data_dir: where CIFAR-10 is, see `load_cifar10`.
+      data_dir: where the data is, see `load_data`.
       dataset: data that is loaded already, in place of loading the recipe's.
       report: called with each `BatchTrial` as it is done.
 

@@ -201,6 +201,11 @@ class Recipe:
         for name in ("validation_fraction", "momentum", "muon_momentum", "label_smoothing"):
             keep(check_float, name, maximum=1.0, below_maximum=True)
         object.__setattr__(self, "image_size", check_image_size(self.image_size))
+        if self.data in DATA_CHOICES and self.image_size != 32:
+            raise ConfigError(
+                f"image_size must be 32, the side of {self.data}'s images, not "
+                f"{self.image_size!r}: other sizes are for data=folder and tfds:NAME"
+            )
         keep(check_int, "limit_examples", minimum=0)
         keep(check_int, "patience_epochs", minimum=0)
         keep(check_int, "batch_size")

@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 
 from cifarflow.data.splits import Dataset
-from cifarflow.errors import ConfigError, DataError, WorkdirError, check_int
+from cifarflow.errors import ConfigError, DataError, check_int
 from cifarflow.recipes.build import build_batches, limit_as_asked, load_recipe_data
 from cifarflow.recipes.named import get_recipe
 from cifarflow.recipes.recipe import Recipe
@@ -25,13 +25,11 @@ def load_recipe(workdir: str | os.PathLike[str]) -> Recipe:
       workdir: the run's folder.
 
     Raises:
-      WorkdirError: if it holds no run.
+      WorkdirError: if it holds no run, but an ensemble for one; says what is there.
       DataError: if its recipe.json is damaged.
     """
     folder = Workdir(workdir)
-    values = folder.read_json("recipe.json")
-    if values is None:
-        raise WorkdirError(f"there is no run in {str(folder.path)!r}: it has no recipe.json")
+    values = folder.read_recipe()
     try:
         return Recipe.from_json(values)
     except ConfigError as error:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from cifarflow.errors import DataError, WorkdirError
+from cifarflow.errors import DataError
 from cifarflow.evaluation.metrics import check_matrix
 from cifarflow.training.history import History
 from cifarflow.training.workdir import Workdir
@@ -90,13 +90,11 @@ def read_run(directory: str | os.PathLike[str]) -> KeptRun:
       directory: the folder of a run, finished or not.
 
     Raises:
-      WorkdirError: if there is no run in it.
+      WorkdirError: if there is no run in it, see `Workdir.read_recipe`.
       DataError: if one of its files is damaged, or is not what such a file is.
     """
     folder = Workdir(directory)
-    recipe = folder.read_json("recipe.json") if os.path.isdir(folder.path) else None
-    if recipe is None:
-        raise WorkdirError(f"there is no run in {str(directory)!r}: {_what_is_there(folder.path)}")
+    recipe = folder.read_recipe()
     profile = folder.read_json("profile/profile.json")
     if profile is not None:
         _check(folder.path / "profile" / "profile.json", profile, _PROFILE, needed=_PROFILE)
@@ -137,18 +135,6 @@ def read_run(directory: str | os.PathLike[str]) -> KeptRun:
         scores=summary.get("scores", {}),
         mistakes=mistakes,
     )
-
-
-def _what_is_there(folder: pathlib.Path) -> str:
-    """Why a folder has no run, and where there are some."""
-    try:
-        below = sorted(path.parent.name for path in folder.glob("*/recipe.json"))
-    except OSError as error:
-        return f"it cannot be read: {error.strerror}"
-    if below:
-        names = ", ".join(repr(name) for name in below[:8])
-        return f"it has no recipe.json; there are runs below it, in {names}"
-    return "it has no recipe.json" if os.path.isdir(folder) else "it is no folder"
 
 
 def _capsules(folder: pathlib.Path) -> tuple[str, ...]:

@@ -486,6 +486,8 @@ def _environment(run: KeptRun) -> Markup:
     if found.get("date"):
         facts.append(("date", found["date"]))
     facts.append(("device", found["device"]))
+    if found.get("strategy", "none") != "none":
+        facts.append(("strategy", f"{found['strategy']}, replicas: {found.get('replicas')}"))
     xla = ", compiled by XLA" if found.get("jit_compile") is True else ""
     facts.append(("precision", f"{found['precision']}{xla}"))
     facts.append(("seed", found["seed"]))

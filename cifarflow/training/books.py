@@ -52,16 +52,18 @@ class Books:
     Args:
       state: the loop's.
       variables: all that a step changes.
-      checkpoints: where they go; None for nowhere.
+      checkpoints: where they go; None for nowhere, as on all workers but the chief.
       hooks: those whose state is kept with them.
       watch: that of the run's numbers; its counts are kept too.
       say: told what goes wrong and is no end.
       first_labels: a hash of the run's first labels, which must be those of the checkpoint that is
         restored; None where they are not known.
+      team: that of the run.
 
     Attributes:
       clock: the run's.
       pending: sums since the last train row.
+      keeps: whether the run keeps checkpoints, be it the chief alone.
     """
 
     def __init__(
@@ -74,12 +76,15 @@ class Books:
         watch: Watch,
         say: Callable[[str], object],
         first_labels: str | None = None,
+        team: Team | None = None,
     ) -> None:
         self.clock = Clock()
         self.pending = Total()
         self._state, self._variables, self._checkpoints = state, variables, checkpoints
         self._hooks, self._watch, self._say = hooks, watch, say
         self._first_labels = first_labels
+        self._team = team if team is not None else Team()
+        self.keeps: bool = self._team.tell(checkpoints is not None)
         self._saved_step: int | None = None
 
     def log_train(self) -> None:
@@ -113,7 +118,9 @@ class Books:
     def save(self, *, due: Sequence[int] = ()) -> None:
         """Begins to save all that `restore` needs, if the run keeps checkpoints.
 
-        A file before it that could not be written is no reason to stop: this one may be.
+        Each worker of a team calls it at the same steps: the numbers that the chief alone writes
+        are looked at by all, who run steps again together if one is bad.  A file before it that
+        could not be written is no reason to stop: this one may be.
 
         Args:
           due: places of the events that are still to be run at this step.
@@ -122,14 +129,22 @@ class Books:
           NonFiniteError: if a number is not finite: a run that goes on from it would be lost.
         """
         state = self._state
-        if self._checkpoints is None or (self._saved_step == state.step and not due):
+        if not self.keeps or (self._saved_step == state.step and not due):
             return
         self._watch.look(state.step)
+        if self._checkpoints is not None:
+            self._begin_save(self._checkpoints, due)
+        # With events left there will be another of this step.
+        self._saved_step = None if due else state.step
+
+    def _begin_save(self, checkpoints: Checkpoints, due: Sequence[int]) -> None:
+        state = self._state
         # What cannot be written is kept in the checkpoint; `add` has said it.
         with contextlib.suppress(WorkdirError):
             state.history.sync()
         extra = {
             **self._state_beside(due),
+            "replicas": self._team.replicas,
             "first_labels": self._first_labels,
             "rows": len(state.history.rows),
             "unwritten": state.history.unwritten()[-_MOST_UNWRITTEN:],
@@ -138,12 +153,10 @@ class Books:
         if state.validation is not None and state.validation_step == state.step:
             score = state.validation.loss if math.isfinite(state.validation.loss) else None
         try:
-            self._checkpoints.wait()
+            checkpoints.wait()
         except WorkdirError as error:
             self._say(f"{error}; trying again with the checkpoint of step {state.step}")
-        self._checkpoints.begin_save(state.step, self._variables, extra=extra, score=score)
-        # With events left there will be another of this step.
-        self._saved_step = None if due else state.step
+        checkpoints.begin_save(state.step, self._variables, extra=extra, score=score)
 
     def _state_beside(self, due: Sequence[int]) -> dict[str, Any]:
         """What `_take` takes back."""
@@ -220,6 +233,8 @@ class Books:
             try:
                 self._check_labels(name, extra["first_labels"])
                 self._check_kinds(name, extra["hook_kinds"])
+                # Before there were teams every run had one.
+                self._compare_replicas(name, int(extra.get("replicas", 1)))
                 due = self._take(extra, num_events)
                 log = {"most": int(extra["rows"]), "unwritten": extra["unwritten"]}
             except CheckpointError:
@@ -242,13 +257,12 @@ class Books:
             )
         return due
 
-    def follow(self, team: Team, due: Sequence[int], num_events: int) -> list[int]:
+    def follow(self, due: Sequence[int], num_events: int) -> list[int]:
         """Takes everything to where the chief is, which has restored it or begins.
 
         Args:
-          team: that of the run.
           due: what `restore` returned to this worker.
-          num_events: of this worker; the others of the chief only write files.
+          num_events: the same on all workers.
 
         Returns:
           Places of the events that are still to be run at that step.
@@ -257,14 +271,14 @@ class Books:
           WorkerError: if this worker has other data, seed or batch size than the chief, or one is
             lost.
         """
-        state = self._state
+        state, team = self._state, self._team
         team.check_same("batches", {"first_labels": self._first_labels})
         told = team.tell([state.step, self._state_beside(due)])
         team.hand_out(self._variables)
         if not team.is_chief:
             state.step = told[0]
-            due = self._take(told[1], 2**31)
-        return [index for index in due if index < num_events]
+            due = self._take(told[1], num_events)
+        return list(due)
 
     def _check_labels(self, name: str, theirs: str | None) -> None:
         """Refuses another seed or other data, where both are known."""
@@ -273,6 +287,16 @@ class Books:
             raise CheckpointError(
                 f"{name} is of another run: its first batch is another: give the same data, seed "
                 "and batch size"
+            )
+
+    def _compare_replicas(self, name: str, theirs: int) -> None:
+        """Says that the run goes on with more replicas, or with fewer."""
+        ours = self._team.replicas
+        if ours != theirs:
+            self._say(
+                f"{name} is of a run with replicas={theirs}, which goes on with {ours}: BatchNorm "
+                "and dropout act on each replica's share of a batch, so with them the end is "
+                "another"
             )
 
     def _check_kinds(self, name: str, kinds: Sequence[str]) -> None:

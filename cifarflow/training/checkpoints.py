@@ -41,7 +41,6 @@ from cifarflow.errors import (
 from cifarflow.files import replacing
 from cifarflow.training.workdir import first_difference
 from cifarflow.untrusted import (
-    one_line,
     open_npz,
     parse_json,
     read_array,
@@ -394,12 +393,10 @@ class Checkpoints:
             return
         what = "it does not say of which"
         if theirs is not None:
-            key = first_difference(theirs, ours)
-            if key is None:
+            difference = first_difference(theirs, ours)
+            if difference is None:
                 return
-            what = (
-                f"{one_line(key, length=60)}={shown(theirs.get(key))}, not {shown(ours.get(key))}"
-            )
+            what = difference
         raise CheckpointError(f"checkpoint {str(path)!r} is of another run: {what}")
 
 

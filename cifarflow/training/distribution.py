@@ -29,7 +29,6 @@ there.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -38,20 +37,25 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from cifarflow.errors import STRATEGIES, CifarflowError, ConfigError, check_choice, check_float
+from cifarflow.errors import ConfigError, check_choice, check_float
+from cifarflow.training.cluster import (
+    ANSWER_SECONDS,
+    STRATEGIES,
+    Cluster,
+    WorkerError,
+    meet,
+    read_cluster,
+    split_address,
+)
 from cifarflow.training.step import Look, Sums, is_float
-from cifarflow.untrusted import one_line, parse_json, shown
+from cifarflow.untrusted import one_line, shown
 
-_TASKS = ("chief", "worker")
-_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
-# For one answer of a worker that is up: it need only be asked again.
-_ANSWER_SECONDS = 2.0
 # What a collective operation ends in when a worker is gone.
 _LOSSES = (
     tf.errors.UnavailableError,
@@ -62,196 +66,6 @@ _LOSSES = (
     tf.errors.InternalError,
     tf.errors.UnknownError,
 )
-
-
-class WorkerError(CifarflowError, ConnectionError):
-    """A worker of the cluster has not come up, was lost, or runs something else."""
-
-
-class Cluster(NamedTuple):
-    """The workers of a run.
-
-    Attributes:
-      addresses: "host:port" of each, the chief's first.
-      place: this process's among them.
-      task: its type and index as TensorFlow counts them.
-      has_chief: whether the first is of type chief, not worker 0.
-    """
-
-    addresses: tuple[str, ...]
-    place: int
-    task: tuple[str, int]
-    has_chief: bool
-
-    def name(self, index: int) -> str:
-        """A worker in words, by its address."""
-        which = "the chief" if index == 0 else f"worker {index - self.has_chief}"
-        return f"{which} at {self.addresses[index]}"
-
-
-def read_cluster(text: str | None) -> Cluster:
-    """Reads TF_CONFIG.
-
-    Args:
-      text: such as `{"cluster": {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]}, "task": {"type":
-        "worker", "index": 0}}`; None where it is not set.  A task of type chief may be beside the
-        workers.
-
-    Raises:
-      ConfigError: if it is anything else.
-    """
-    if text is None or not text.strip():
-        raise ConfigError(
-            "strategy=multiworker needs TF_CONFIG in the environment, such as "
-            '{"cluster": {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]}, '
-            '"task": {"type": "worker", "index": 0}}'
-        )
-    try:
-        config = parse_json(text.encode())
-    except ValueError as error:
-        raise ConfigError(
-            f"TF_CONFIG must be JSON, not {shown(text, length=100)}: {one_line(str(error))}"
-        ) from None
-    cluster = config.get("cluster") if isinstance(config, dict) else None
-    task = config.get("task") if isinstance(config, dict) else None
-    if not isinstance(cluster, dict) or not cluster:
-        raise ConfigError(
-            f"TF_CONFIG must hold a cluster, the addresses of its workers, not {shown(cluster)}"
-        )
-    if not isinstance(task, dict):
-        raise ConfigError(f"TF_CONFIG must hold a task, its type and index, not {shown(task)}")
-    for kind in [*cluster, task.get("type")]:
-        if kind not in _TASKS:
-            raise ConfigError(
-                f"TF_CONFIG's tasks must be of type chief or worker, not {shown(kind)}: parameter "
-                "servers and evaluators have nothing to do in strategy=multiworker"
-            )
-    addresses: list[str] = []
-    for kind in _TASKS:
-        found = cluster.get(kind, [])
-        if not isinstance(found, list) or (kind in cluster and not found):
-            raise ConfigError(f"TF_CONFIG's {kind} must be a list of addresses, not {shown(found)}")
-        for address in found:
-            match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
-            if match is None or not 0 < int(match[2]) < 2**16:
-                raise ConfigError(f"TF_CONFIG's addresses must be host:port, not {shown(address)}")
-            if address in addresses:
-                raise ConfigError(
-                    f"TF_CONFIG must name each address once, not {shown(address)} twice"
-                )
-            addresses.append(address)
-    chiefs, kind, index = len(cluster.get("chief", [])), task["type"], task.get("index")
-    if chiefs > 1:
-        raise ConfigError(f"TF_CONFIG must have one chief, not {chiefs}")
-    count = len(cluster.get(kind, []))
-    if type(index) is not int or not 0 <= index < count:
-        raise ConfigError(
-            f"TF_CONFIG's task index must be from 0 up to but not {count}, the number of its "
-            f"{kind}s, not {shown(index)}"
-        )
-    place = index if kind == "chief" else chiefs + index
-    return Cluster(tuple(addresses), place, (kind, index), bool(chiefs))
-
-
-def meet(cluster: Cluster, *, timeout_seconds: float) -> None:
-    """Returns when all workers of the cluster are there, each of which calls this.
-
-    TensorFlow would wait for ever for one that is not, deaf to signals.
-
-    Args:
-      cluster: all of them.
-      timeout_seconds: how long to wait.
-
-    Raises:
-      WorkerError: if one has not come by then; it names its address.
-      ConfigError: if another program listens at this worker's own address.
-    """
-    digest = hashlib.sha256(json.dumps(cluster.addresses).encode()).hexdigest()[:16]
-    others = [index for index in range(len(cluster.addresses)) if index != cluster.place]
-    answered: dict[int, bool] = {}
-    greeted: set[int] = set()
-    done = threading.Event()
-
-    def line(index: int) -> bytes:
-        return f"cifarflow {digest} {index:08d}\n".encode()
-
-    def answer(listener: socket.socket) -> None:
-        while not done.is_set():
-            with contextlib.suppress(OSError):
-                connection, _ = listener.accept()
-                with connection:
-                    connection.settimeout(_ANSWER_SECONDS)
-                    said = _read_line(connection, len(line(0)))
-                    connection.sendall(line(cluster.place))
-                    greeted.update(index for index in others if said == line(index))
-
-    deadline = time.monotonic() + timeout_seconds
-    with _listen(cluster) as listener:
-        thread = threading.Thread(target=answer, args=[listener], daemon=True)
-        thread.start()
-        try:
-            while True:
-                for index in others:
-                    if not answered.get(index):
-                        with contextlib.suppress(OSError):
-                            answered[index] = _ask(
-                                cluster.addresses[index], line(cluster.place), line(index)
-                            )
-                # Whoever has not greeted yet still needs an answer.
-                if greeted.issuperset(others) and all(map(answered.get, others)):
-                    return
-                if time.monotonic() > deadline:
-                    break
-                time.sleep(0.1)
-        finally:
-            done.set()
-            thread.join()
-    missing = []
-    for index in others:
-        if not answered.get(index):
-            how = ", where something else answers" if index in answered else ""
-            missing.append(cluster.name(index) + how)
-        elif index not in greeted:
-            missing.append(
-                f"{cluster.name(index)}, which cannot reach {cluster.name(cluster.place)}"
-            )
-    raise WorkerError(
-        f"after {timeout_seconds:g} s {len(missing)} of {len(cluster.addresses)} workers have not "
-        f"come up: {'; '.join(missing)}: start all of them, with the same cluster in TF_CONFIG"
-    )
-
-
-def _listen(cluster: Cluster) -> socket.socket:
-    address = cluster.addresses[cluster.place]
-    try:
-        listener = socket.create_server(("", _split(address)[1]))
-    except OSError as error:
-        raise ConfigError(
-            f"TF_CONFIG gives this worker the address {address!r}, where it cannot listen: "
-            f"{error.strerror}"
-        ) from None
-    listener.settimeout(0.1)
-    return listener
-
-
-def _split(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def _ask(address: str, greeting: bytes, wanted: bytes) -> bool:
-    """Whether the worker that is meant answers there; OSError if nobody does."""
-    with socket.create_connection(_split(address), timeout=_ANSWER_SECONDS) as connection:
-        connection.settimeout(_ANSWER_SECONDS)
-        connection.sendall(greeting)
-        return _read_line(connection, len(wanted)) == wanted
-
-
-def _read_line(connection: socket.socket, length: int) -> bytes:
-    data = b""
-    while len(data) < length and (part := connection.recv(length - len(data))):
-        data += part
-    return data
 
 
 def open_team(strategy: str, *, worker_timeout_seconds: float = 60.0) -> Team | None:
@@ -292,12 +106,14 @@ class Team:
     """The replicas that train one model; see `open_team`.
 
     Attributes:
+      strategy: "mirrored" or "multiworker", as `open_team` was asked.
       replicas: how many.
       index: which of them this process has; with strategy mirrored it has all, and this is 0.
       signal: number of the signal that has come to any worker, as of the last `agree`; 0 for none.
       now: the chief's clock as of then, in seconds.
     """
 
+    strategy = "none"
     replicas = 1
     index = 0
     signal = 0
@@ -318,16 +134,27 @@ class Team:
         """The team in words."""
         raise NotImplementedError
 
-    def check_batch_size(self, batch_size: int | None) -> None:
-        """Refuses batches that cannot be shared out.
+    def check_batch_size(self, batch_size: int | None, *, accumulate_steps: int = 1) -> None:
+        """Refuses batches that cannot be shared out, or shares that cannot be cut.
+
+        Args:
+          batch_size: of all replicas together; None: not known.
+          accumulate_steps: micro-batches that each replica cuts its share into.
 
         Raises:
-          ConfigError: if batch_size is not a multiple of the replicas, or None: not known.
+          ConfigError: if batch_size is not a multiple of the replicas, or None; or its share not
+            one of accumulate_steps.
         """
         if batch_size is None or batch_size % self.replicas:
             raise ConfigError(
                 f"batch_size must be a multiple of the {self.replicas} replicas, which share each "
                 f"batch, not {batch_size}"
+            )
+        share = batch_size // self.replicas
+        if share % accumulate_steps:
+            raise ConfigError(
+                f"accumulate_steps must divide the {share} examples that each of the "
+                f"{self.replicas} replicas has of a batch of {batch_size}, not {accumulate_steps}"
             )
 
     def spread(self, make_look: Callable[[Any], Look], model: Any) -> Look:
@@ -400,12 +227,14 @@ class Mirrored(Team):
       devices: their names, two or more.
     """
 
+    strategy = "mirrored"
+
     def __init__(self, devices: Sequence[str]) -> None:
         super().__init__()
         self.replicas = len(devices)
         self._devices = list(devices)
         # Copies and sums, on the device that updates: right for any devices.
-        self._strategy = tf.distribute.MirroredStrategy(
+        self._distribute = tf.distribute.MirroredStrategy(
             self._devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
         )
 
@@ -452,8 +281,8 @@ class Mirrored(Team):
                 )
                 return packer.pack(own, loss, sums, gradients, before)
 
-            packed = self._strategy.run(of_one)
-            total = [self._strategy.reduce("SUM", part, axis=None) for part in packed]
+            packed = self._distribute.run(of_one)
+            total = [self._distribute.reduce("SUM", part, axis=None) for part in packed]
             return packer.unpack(model, total, before, replicas=self.replicas)
 
         return look
@@ -470,6 +299,8 @@ class Workers(Team):
       ConfigError, WorkerError: see `open_team`.
     """
 
+    strategy = "multiworker"
+
     def __init__(self, cluster: Cluster, *, timeout_seconds: float) -> None:
         super().__init__()
         gpus = tf.config.get_visible_devices("GPU")
@@ -485,7 +316,7 @@ class Workers(Team):
         jobs = {"chief": chief, "worker": list(cluster.addresses[cluster.has_chief :])}
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            self._strategy = tf.distribute.MultiWorkerMirroredStrategy(
+            self._distribute = tf.distribute.MultiWorkerMirroredStrategy(
                 tf.distribute.cluster_resolver.SimpleClusterResolver(
                     tf.train.ClusterSpec({job: some for job, some in jobs.items() if some}),
                     task_type=cluster.task[0],
@@ -519,7 +350,7 @@ class Workers(Team):
             # A value of the device: a captured one has none that TensorFlow would see.
             return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(values))
 
-        return self._strategy.run(add)
+        return self._distribute.run(add)
 
     def spread(self, make_look: Callable[[Any], Look], model: Any) -> Look:
         """See `Team.spread`."""
@@ -622,7 +453,7 @@ class Workers(Team):
         for index, address in enumerate(self._cluster.addresses):
             if index != self.index:
                 try:
-                    socket.create_connection(_split(address), timeout=_ANSWER_SECONDS).close()
+                    socket.create_connection(split_address(address), timeout=ANSWER_SECONDS).close()
                 except OSError:
                     lost.add(index)
         if not lost and "heartbeat" in text:

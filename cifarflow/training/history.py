@@ -355,12 +355,13 @@ def _columns_of(rows: Iterable[Row], known: Iterable[str]) -> list[str]:
 def _lines_of(rows: Iterable[Row], columns: Sequence[str]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([_cell(row.get(name)) for name in columns] for row in rows)
+    writer.writerows([table_cell(row.get(name)) for name in columns] for row in rows)
     # A text from a file may hold half of a character, which JSON has a way to write.
     return text.getvalue().encode(errors="replace")
 
 
-def _cell(value: Any) -> str:
+def table_cell(value: Any) -> str:
+    """A value as a cell of a CSV file, in which no spreadsheet takes a text for a formula."""
     if isinstance(value, str):
         # Spaces before a formula do not keep it from being one, nor do signs of full width.
         first = unicodedata.normalize("NFKC", value.lstrip()[:1])

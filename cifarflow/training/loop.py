@@ -31,6 +31,7 @@ import numpy as np
 import tensorflow as tf
 
 from cifarflow.data.pipeline import Batches, DatasetBatches
+from cifarflow.data.splits import Dataset
 from cifarflow.device import prepare_gpus
 from cifarflow.errors import (
     ON_NONFINITE,
@@ -76,6 +77,7 @@ class Run:
       workdir: the run's folder, None if it has none.
       test_outputs: the model's outputs for the test set, [N, num_classes] float32; None where it
         has not been read.
+      dataset: what a recipe was trained and tested on; None after `train`.
     """
 
     model: Any
@@ -83,6 +85,7 @@ class Run:
     summary: dict[str, Any]
     workdir: pathlib.Path | None = None
     test_outputs: np.ndarray | None = None
+    dataset: Dataset | None = None
 
 
 class ProgressView(Protocol):
@@ -205,7 +208,7 @@ def train(
       team: the replicas that train the model together, as `open_team` returns; each of them draws
         the same batches and trains on its share.  With several processes each calls this, with
         the same arguments but those that write: `history`, `checkpoints` and `capsules` are the
-        chief's alone, and so is `resume`.
+        chief's alone, and so is `resume`.  Accumulation cuts each share.
 
     Returns:
       The `Run`; its summary holds steps, epochs, train_seconds (in compiled calls, without the
@@ -276,7 +279,7 @@ def train(
         capsules=capsules,
         say=say,
         stopped=lambda: came(),
-        now=team.now if team is not None else time.monotonic,
+        team=team,
     )
     first_labels = None
     if (checkpoints is not None or team is not None) and hasattr(batches, "batch_at"):
@@ -290,6 +293,7 @@ def train(
         watch=watch,
         say=say,
         first_labels=first_labels,
+        team=team,
     )
 
     came: Callable[[], int]  # says which signal has come; set below
@@ -312,12 +316,12 @@ def train(
     if validation is not None:
         events.append(Hook(validate_every or Every(epochs=1), validate))
     events.extend(hooks)
-    if checkpoints is not None:
+    if books.keeps:
         moments = [checkpoint_every] if checkpoint_every else [Every(epochs=1), Every(seconds=30)]
         events.extend(Hook(moment, lambda _: books.save()) for moment in moments)
     left = books.restore(len(events)) if resume and checkpoints is not None else []
     if team is not None:
-        left = books.follow(team, left, len(events))
+        left = books.follow(left, len(events))
 
     runner = StepRunner(
         train_step,
@@ -334,7 +338,8 @@ def train(
     if validation is not None:
         check_fits(model, validation.element_spec)
     if team is not None:
-        team.check_batch_size(runner.element_spec[0].shape[0])
+        batch_size = runner.element_spec[0].shape[0]
+        team.check_batch_size(batch_size, accumulate_steps=accumulate_steps)
         team.begin(model)
     now = team.now if team is not None else time.monotonic
     schedule, clock = EventSchedule(events, state, now=now), books.clock

@@ -11,6 +11,10 @@
 Many steps share a compiled call, and looking at every number of every step would cost time in each
 of them.  So none is looked at but the sum of the losses; when that has gone bad the steps of the
 last seconds are run again one by one, from the values that the variables had before them.
+
+Several workers run steps together, or not at all.  So each of them has a watch, and what makes it
+run steps again is the same on all: sums of the whole batch, values that all have, the chief's clock
+and whether the chief has room for another capsule.
 """
 
 from __future__ import annotations
@@ -21,7 +25,6 @@ import os
 import pathlib
 import shlex
 import sys
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -29,6 +32,7 @@ import keras
 
 from cifarflow.errors import NonFiniteError, WorkdirError, check_int
 from cifarflow.training.capsule import Findings, save_capsule
+from cifarflow.training.distribution import Team
 from cifarflow.training.snapshot import Snapshot, not_finite
 from cifarflow.untrusted import one_line
 
@@ -55,8 +59,9 @@ class Watch:
         tells what is not finite and changes nothing; called when there is a step to examine.
       capsules: where to keep the steps that fail; None keeps none.
       say: told, in a line each, which steps were skipped.
-      stopped: says whether a signal has come, which ends the hunt for a step.
-      now: the time in seconds, by which the state is copied now and then.
+      stopped: says whether a signal has come, which ends the hunt for a step; the same on all
+        workers of a team.
+      team: that of the run; by its clock the state is copied now and then.
     """
 
     def __init__(
@@ -70,9 +75,9 @@ class Watch:
         capsules: Capsules | None = None,
         say: Callable[[str], object],
         stopped: Callable[[], object] = lambda: False,
-        now: Callable[[], float] = time.monotonic,
+        team: Team | None = None,
     ) -> None:
-        self._now = now
+        self._team = team if team is not None else Team()
         self._model, self._optimizer, self._variables = model, optimizer, list(variables)
         self._batches, self._capsules, self._say = batches, capsules, say
         self._make_examine, self._stopped = make_examine, stopped
@@ -119,7 +124,7 @@ class Watch:
         if not math.isfinite(loss):
             self._fail(f"the training loss became {loss}", first_step, last_step)
         self._count(first_step, count, int(skipped))
-        if self._now() - self._good_at > _SECONDS_A_SNAPSHOT:
+        if self._team.now() - self._good_at > _SECONDS_A_SNAPSHOT:
             self.look(last_step)
             self._begin_from(last_step)
 
@@ -148,7 +153,7 @@ class Watch:
     def _begin_from(self, step: int) -> None:
         """Forgets all but the values as they are now, which are good."""
         self._kept = [(step, Snapshot(self._variables))]
-        self._good_at = self._now()
+        self._good_at = self._team.now()
 
     def _count(self, first_step: int, count: int, skipped: int) -> None:
         updates = int(self._optimizer.iterations)
@@ -172,7 +177,7 @@ class Watch:
     def _tell(self, first_step: int, count: int, skipped: int) -> None:
         """Says which steps of a call were skipped, and keeps the first few of the run."""
         left = skipped
-        if self._capsules is not None and self._capsules.has_room():
+        if self._has_room():
             now = Snapshot(self._variables)
             with contextlib.closing(self._bad_steps(first_step + count)) as steps:
                 for step, is_skipped in steps:
@@ -181,7 +186,7 @@ class Watch:
                         found, kept = self._keep(step)
                         self._say(f"step {step} was skipped: {found}{kept}")
                         left -= 1
-                    if not left or not self._capsules.has_room():
+                    if not left or not self._has_room():
                         break
             now.restore()
         if left:
@@ -189,6 +194,11 @@ class Watch:
             if count > 1:
                 which = f"{left} of the steps {first_step} to {first_step + count - 1} were"
             self._say(f"{which} skipped: loss or gradients not finite")
+
+    def _has_room(self) -> bool:
+        """Whether another capsule may be kept, by the chief."""
+        has_room = self._capsules is not None and self._capsules.has_room()
+        return bool(self._team.tell(has_room))
 
     def _fail(self, symptom: str, first_step: int, last_step: int) -> NoReturn:
         with contextlib.closing(self._bad_steps(last_step)) as steps:
@@ -226,9 +236,10 @@ class Watch:
                         snapshot.restore()
                         return
                     before = Snapshot(self._variables)
-                    sums = self._runner.run(1)
-                    is_skipped = bool(float(sums.skipped))
-                    is_lost = not math.isfinite(float(sums.loss)) or not_finite(self._watched)
+                    with self._team.noticing():
+                        sums = self._runner.run(1)
+                        loss, is_skipped = float(sums.loss), bool(float(sums.skipped))
+                    is_lost = not math.isfinite(loss) or not_finite(self._watched)
                     if is_skipped or is_lost:
                         after = Snapshot(self._variables)
                         before.restore()

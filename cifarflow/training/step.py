@@ -172,32 +172,11 @@ def make_train_step(
 
     def make_look(model: Any) -> Look:
         forward = fuse(model) if fused else lambda images: model(images, training=True)
-
-        def find(images: Any, labels: Any, variables: Sequence[Any]) -> tuple[Any, Any, list[Any]]:
-            with tf.GradientTape() as tape:
-                outputs = forward(images)
-                loss = tf.reduce_mean(losses_fn(labels, outputs))
-                if model.losses:
-                    loss += tf.add_n([tf.cast(extra, tf.float32) for extra in model.losses])
-                scaled_loss = optimizer.scale_loss(loss)
-            correct = count_correct(labels, outputs)
-            return loss, correct, tape.gradient(scaled_loss, variables)
-
-        def look(images: Any, labels: Any, variables: Sequence[Any]) -> tuple[Any, Sums, list[Any]]:
-            if accumulate_steps == 1:
-                loss, correct, gradients = find(images, labels, variables)
-            else:
-                loss, correct, gradients = _accumulated(
-                    find, images, labels, variables, accumulate_steps
-                )
-            count = tf.cast(tf.shape(images)[0], tf.float32)
-            return loss, Sums(loss * count, correct, count, tf.zeros([])), gradients
-
-        def by_xla(images: Any, labels: Any, variables: Sequence[Any]) -> Any:
-            compiled = tf.function(lambda x, y: look(x, y, variables), jit_compile=True)
-            return compiled(images, labels)
-
-        return by_xla if jit_compile and spread is not None else look
+        find = functools.partial(
+            gradients_of, model, forward, losses_fn=losses_fn, scale_loss=optimizer.scale_loss
+        )
+        look = functools.partial(_look, find, accumulate_steps)
+        return functools.partial(_by_xla, look) if jit_compile and spread is not None else look
 
     look = make_look(model) if spread is None else spread(make_look, model)
 
@@ -235,6 +214,63 @@ def make_train_step(
         return sums
 
     return train_step
+
+
+def gradients_of(
+    model: Any,
+    forward: Callable[[Any], Any],
+    images: Any,
+    labels: Any,
+    variables: Sequence[Any],
+    *,
+    losses_fn: LossFn,
+    scale_loss: Callable[[Any], Any],
+) -> tuple[Any, Any, list[Any]]:
+    """The tape: one forward and one backward pass.
+
+    Args:
+      model: whose own losses are added.
+      forward: runs it in training mode, images -> outputs.
+      images: [B, H, W, C].
+      labels: [B] or [B, num_classes].
+      variables: those that the gradients are of.
+      losses_fn: function of (labels, outputs) that returns losses [B].
+      scale_loss: multiplies the loss before its gradients are taken, under mixed_float16.
+
+    Returns:
+      The mean loss with regularisation, how many are right, and the gradients of the scaled loss,
+      None where there is none.
+    """
+    with tf.GradientTape() as tape:
+        outputs = forward(images)
+        loss = tf.reduce_mean(losses_fn(labels, outputs))
+        if model.losses:
+            loss += tf.add_n([tf.cast(extra, tf.float32) for extra in model.losses])
+        scaled_loss = scale_loss(loss)
+    correct = count_correct(labels, outputs)
+    return loss, correct, tape.gradient(scaled_loss, variables)
+
+
+def _look(
+    find: Callable[..., tuple[Any, Any, list[Any]]],
+    accumulate_steps: int,
+    images: Any,
+    labels: Any,
+    variables: Sequence[Any],
+) -> tuple[Any, Sums, list[Any]]:
+    """What `find` finds in a batch, whole or in parts; see `Look`."""
+    if accumulate_steps == 1:
+        loss, correct, gradients = find(images, labels, variables)
+    else:
+        loss, correct, gradients = _accumulated(find, images, labels, variables, accumulate_steps)
+    count = tf.cast(tf.shape(images)[0], tf.float32)
+    return loss, Sums(loss * count, correct, count, tf.zeros([])), gradients
+
+
+def _by_xla(look: Look, images: Any, labels: Any, variables: Sequence[Any]) -> Any:
+    """A look that is a program of XLA's."""
+    compiled = tf.function(lambda x, y: look(x, y, variables), jit_compile=True)
+    return compiled(images, labels)
 
 
 def _accumulated(

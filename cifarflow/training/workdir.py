@@ -16,7 +16,14 @@ In the folder are
     mistakes.npz        the mistakes that the model is most confident of, with their images
     summary.json        what came of it
 
-The summary is written last: a folder that has it holds a finished run.
+The summary is written last of these: a folder that has it holds a finished run.  Who asks for more
+finds beside them
+
+    profile/            where a step's time goes, and the trace that says so
+    tensorboard/        the log and pictures for TensorBoard
+    plots/              the pictures of a finished run
+    report.html         all of it as a page
+    export/             the model in other formats
 
 While a process works in the folder it holds a lock on the file `.lock` there, so that a second one
 is refused.  A process that was killed leaves the file and no lock.
@@ -65,6 +72,15 @@ from cifarflow.untrusted import (
 # A recipe has 2 kB, a summary of 300 classes 0.9 MB, for its confusion matrix.  As many bytes of
 # empty lists take half a second: Python looks through all that TensorFlow has made, for garbage.
 _JSON_BYTES_LIMIT = 1_000_000
+# What a run has from its test, and what every finished one has beside its recipe.
+_TESTED = ("test_outputs.npy", "test_labels.npy", "mistakes.npz", "summary.json")
+_FINISHED = ("metrics.jsonl", "metrics.csv", *_TESTED)
+# What else belongs to one run, or to one ensemble, and must not get into another's hands.
+_OWNED = (*_FINISHED, "checkpoints", "capsules", "members", "ensemble.json")
+# Fields that recipes did not have at first, and what every run did until then.
+LATER_FIELDS: Mapping[str, Any] = {"accumulate_steps": 1, "image_size": 32, "patience_epochs": 0}
+# As many runs below a folder are named.
+_MOST_NAMED = 8
 # What a summary's readers print or draw, and what that must be.
 _SUMMARY_NUMBERS = (
     *("parameters", "epochs", "train_seconds", "images_per_second"),
@@ -201,22 +217,19 @@ class Workdir:
         self._take_lock()
         found = self.read_json("recipe.json")
         if found is None:
-            others = (self.path / name for name in ("summary.json", "members", "ensemble.json"))
-            ours = (self.metrics, self.table, self.checkpoints, *others)
-            left = next((path for path in ours if self._exists(path)), None)
+            left = next((name for name in _OWNED if self._exists(self.path / name)), None)
             if left is not None:
                 raise WorkdirError(
-                    f"workdir {str(self.path)!r} has {left.name} but no recipe.json: "
+                    f"workdir {str(self.path)!r} has {left} but no recipe.json: "
                     "it is unclear whose run it holds; give another folder"
                 )
             self.write_json("recipe.json", recipe)
             self._recipe = recipe
             return False
-        key = first_difference(found, recipe)
-        if key is not None:
+        difference = first_difference(found, recipe)
+        if difference is not None:
             raise WorkdirError(
-                f"workdir {str(self.path)!r} holds a run with {one_line(key, length=60)}="
-                f"{shown(found.get(key))}, not {shown(recipe.get(key))}: give another folder"
+                f"workdir {str(self.path)!r} holds a run with {difference}: give another folder"
             )
         if not resume:
             raise WorkdirError(
@@ -273,9 +286,7 @@ class Workdir:
         Raises:
           WorkdirError: if the folder cannot be read.
         """
-        tested = ("test_outputs.npy", "test_labels.npy", "mistakes.npz")
-        names = ("recipe.json", "metrics.jsonl", "metrics.csv", *tested, "summary.json")
-        every = [*(self.path / name for name in names), *paths]
+        every = [*(self.path / name for name in ("recipe.json", *_FINISHED)), *paths]
         return [str(path.relative_to(self.path)) for path in every if not self._exists(path)]
 
     def _exists(self, path: pathlib.Path) -> bool:
@@ -302,6 +313,39 @@ class Workdir:
         if not isinstance(value, dict):
             raise DataError(f"{str(path)!r} must hold a JSON object, not {type(value).__name__}")
         return value
+
+    def read_recipe(self) -> dict[str, Any]:
+        """Reads the recipe of the run that is in the folder; none of its fields is checked.
+
+        Raises:
+          WorkdirError: if there is no run in it; says what there is instead, such as an ensemble,
+            or the runs that are below it.
+          DataError: if recipe.json is damaged.
+        """
+        values = self.read_json("recipe.json") if os.path.isdir(self.path) else None
+        if values is None:
+            reason = self._what_is_there()
+        elif "ensemble" in values:
+            reason = (
+                "it holds an ensemble; what came of it is in ensemble.json, the weights and "
+                "outputs of each model are in members"
+            )
+        else:
+            return values
+        raise WorkdirError(f"there is no run in {str(self.path)!r}: {reason}")
+
+    def _what_is_there(self) -> str:
+        """Why a folder without a recipe has no run, and where there are some."""
+        try:
+            below = sorted(path.parent.name for path in self.path.glob("*/recipe.json"))
+        except OSError as error:
+            return f"it cannot be read: {error.strerror}"
+        if below:
+            more = len(below) - _MOST_NAMED
+            names = ", ".join(map(repr, below[:_MOST_NAMED]))
+            names += f" and {more} more" if more > 0 else ""
+            return f"it has no recipe.json; there are runs below it, in {names}"
+        return "it has no recipe.json" if os.path.isdir(self.path) else "it is no folder"
 
     def read_summary(self, keys: Iterable[str]) -> dict[str, Any] | None:
         """Reads summary.json, which a finished run has; None if it is not there.
@@ -509,9 +553,23 @@ def _is_open_as(file: int, path: pathlib.Path) -> bool:
 
 
 def first_difference(found: Mapping[str, Any], recipe: Mapping[str, Any]) -> str | None:
-    """The first key, by name, in which two recipes differ; None if they do not."""
-    keys = sorted(set(found) | set(recipe))
-    return next((key for key in keys if found.get(key) != recipe.get(key)), None)
+    """The first field, by name, in which two recipes differ, as "epochs=2.0, not 3.0".
+
+    A field of `LATER_FIELDS` that one of them lacks counts as what was done without it.
+
+    Args:
+      found: the recipe that is there, as JSON has it.
+      recipe: the one that is wanted.
+
+    Returns:
+      The text; None if they do not differ.
+    """
+    theirs, ours = {**LATER_FIELDS, **found}, {**LATER_FIELDS, **recipe}
+    for key in sorted({*theirs, *ours}):
+        their, our = theirs.get(key), ours.get(key)
+        if their != our:
+            return f"{one_line(key, length=60)}={shown(their)}, not {shown(our)}"
+    return None
 
 
 def read_npy(path: pathlib.Path, kind: ArrayKind) -> np.ndarray | None:
