@@ -414,9 +414,11 @@ def print_summary(run: Run) -> None:
         f"{summary['test_accuracy']:.4f}, test loss {summary['test_loss']:.4f} after "
         f"{summary['epochs']:g} epochs, on {summary['examples']['test']:,} test images"
     )
+    # A run of a single compiled call has none: that call compiles.
+    rate = summary["images_per_second"]
+    speed = f" at {rate:,.0f} images/s" if rate else ", too short to tell a speed,"
     print(
-        f"{summary['train_seconds']:.1f} s of training at "
-        f"{summary['images_per_second']:,.0f} images/s in {summary['precision']} on "
+        f"{summary['train_seconds']:.1f} s of training{speed} in {summary['precision']} on "
         f"{summary['device']}"
     )
     if summary.get("skipped_steps"):

@@ -565,6 +565,8 @@ def command(monkeypatch, capfd):
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["cifarflow", *words])
+        # As a new process has it, whichever tests were before.
+        sys.modules.pop("cifarflow.__main__", None)
         with pytest.raises(SystemExit) as caught:
             runpy.run_module("cifarflow", run_name="__main__")
         return caught.value.code or 0, *capfd.readouterr()
@@ -591,11 +593,10 @@ def test_the_command_says_where_a_step_does_not_fail_again(copy, command):
 @pytest.mark.parametrize(
     ("words", "quoted"),
     [
-        ([], "the command must be one of replay, report, not ''"),
-        (["reply"], "the command must be one of replay, report, not 'reply'"),
-        (["replay"], "replay must be given FOLDER, not []"),
-        (["replay", " "], "replay must be given FOLDER, not [' ']"),
-        (["replay", "a", "b"], "replay must be given FOLDER, not ['a', 'b']"),
+        (["reply"], "not 'reply'"),
+        (["replay"], "replay must be given FOLDER, the capsule of one step, not []"),
+        (["replay", " "], "replay must be given FOLDER, the capsule of one step, not [' ']"),
+        (["replay", "a", "b"], "replay must be given FOLDER, the capsule of one step, not ['a', 'b']"),
         (["replay", "nowhere"], "there is no capsule in 'nowhere'"),
         (["replay", "~nosuchuser/x"], "there is no capsule in '~nosuchuser/x'"),
         (["replay", "nowhere", "--nosuch=1"], "nosuch"),

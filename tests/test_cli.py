@@ -90,7 +90,7 @@ def test_a_flag_for_each_field(train_module):
 GIVEN = {
     "model": ("mlp", "mlp"),
     "model_options": ("units=[8,4],activation=relu", {"units": (8, 4), "activation": "relu"}),
-    "data": ("standin", "standin"),
+    "data": ("folder", "folder"),
     "image_size": ("48", 48),
     "validation_fraction": ("0.5", 0.5),
     "validation_split": ("stratified", "stratified"),

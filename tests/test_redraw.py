@@ -147,7 +147,7 @@ def test_a_run_that_skips_what_is_not_finite(tmp_path, monkeypatch):
     assert 1 < len(bad) < 11
     monkeypatch.setattr(build, "cross_entropy", odd)
     # What comes of it on the test set is another matter.
-    monkeypatch.setattr("cifarflow.recipes.run._summary", lambda *args: dict(args[2].summary))
+    monkeypatch.setattr("cifarflow.recipes.run._summary", lambda *args: dict(args[1].summary))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         run = run_tiny(workdir=tmp_path, on_nonfinite="skip")
