@@ -596,7 +596,10 @@ def test_the_command_says_where_a_step_does_not_fail_again(copy, command):
         (["reply"], "not 'reply'"),
         (["replay"], "replay must be given FOLDER, the capsule of one step, not []"),
         (["replay", " "], "replay must be given FOLDER, the capsule of one step, not [' ']"),
-        (["replay", "a", "b"], "replay must be given FOLDER, the capsule of one step, not ['a', 'b']"),
+        (
+            ["replay", "a", "b"],
+            "replay must be given FOLDER, the capsule of one step, not ['a', 'b']",
+        ),
         (["replay", "nowhere"], "there is no capsule in 'nowhere'"),
         (["replay", "~nosuchuser/x"], "there is no capsule in '~nosuchuser/x'"),
         (["replay", "nowhere", "--nosuch=1"], "nosuch"),
