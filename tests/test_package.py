@@ -227,3 +227,22 @@ def test_the_readme_example_runs(tmp_path, monkeypatch, capsys):
     exec(compile(code, "README.md", "exec"), {})
     assert "'split': 'validation'" in capsys.readouterr().out
     assert (tmp_path / "some.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", ["README.md", "benchmarks/README.md"])
+def test_links_lead_somewhere(name):
+    def anchors(path):
+        headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+        plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+        return {heading.replace(" ", "-") for heading in plain}
+
+    page = ROOT / name
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    for link in links:
+        if link.startswith("https://"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+    assert links
