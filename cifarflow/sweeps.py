@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import itertools
 import os
@@ -34,6 +35,7 @@ from cifarflow.errors import (
 )
 from cifarflow.evaluation.statistics import Summary, summarise
 from cifarflow.files import replacing
+from cifarflow.recipes.build import load_recipe_data
 from cifarflow.recipes.named import get_recipe
 from cifarflow.recipes.options import parse_options
 from cifarflow.recipes.recipe import Recipe
@@ -45,6 +47,8 @@ from cifarflow.untrusted import one_line
 MOST_POINTS = 10_000
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _SECONDS_A_LOOK = 0.05
+# What decides which images are loaded; training itself takes the first of them, as limit_examples.
+_DATA_FIELDS = ("data", "image_size", "validation_fraction", "validation_split")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +241,8 @@ def run_points(
     Args:
       points: as `make_points` returns them.
       workdir: the sweep's folder; each point has a folder in it.
-      dataset: images that are loaded already; None has each run load its own.
+      dataset: images that are loaded already; None loads those of the recipes, once for all runs
+        that follow each other with the same.
       resume: whether runs that are there go on, or stay if they are finished.
       say: told a line when a run is done.
       **options: of `train_recipe`, for each.
@@ -251,20 +256,40 @@ def run_points(
       DataError, DataNotFoundError: see `load_data`.
       TrainingInterrupted: after Ctrl-C.
     """
+    load = _data_loader(options.pop("data_dir", None), dataset)
     results = []
     for place, point in enumerate(points):
-        result = run_point(point, workdir=workdir, dataset=dataset, resume=resume, **options)
+        result = run_point(point, workdir=workdir, load=load, resume=resume, **options)
         say(line_of(result, place=place, count=len(points)))
         results.append(result)
     return results
 
 
+def _data_loader(
+    data_dir: str | pathlib.Path | None, dataset: Dataset | None
+) -> Callable[[Recipe], Dataset]:
+    """Makes a function that loads a recipe's data, and keeps the last, whole."""
+
+    @functools.lru_cache(maxsize=1)
+    def load(**fields: Any) -> Dataset:
+        if dataset is not None:
+            return dataset
+        return load_recipe_data(get_recipe("lab_cnn", **fields), data_dir=data_dir)
+
+    return lambda recipe: load(**{name: getattr(recipe, name) for name in _DATA_FIELDS})
+
+
 def run_point(
-    point: Point, *, workdir: str | os.PathLike[str], dataset: Dataset | None, **options: Any
+    point: Point,
+    *,
+    workdir: str | os.PathLike[str],
+    load: Callable[[Recipe], Dataset] | None = None,
+    **options: Any,
 ) -> PointResult:
-    """Trains one point; arguments and errors as `run_points`."""
+    """Trains one point; as `run_points`, with `load` to load a recipe's data."""
     folder = pathlib.Path(workdir) / point.name
     try:
+        dataset = load(point.recipe) if load is not None else None
         train_recipe(point.recipe, workdir=folder, dataset=dataset, **options)
     except (NonFiniteError, ConfigError) as error:
         return PointResult(point, error=one_line(str(error)))

@@ -69,7 +69,7 @@ def main(words: list[str]) -> int:
             f"not {options['strategy']}: --processes=1 gives each run all of them"
         )
     if only >= 0:
-        result = sweeps.run_point(points[only], workdir=workdir, dataset=None, **options)
+        result = sweeps.run_point(points[only], workdir=workdir, **options)
         if result.error:
             raise ConfigError(result.error)
         return 0

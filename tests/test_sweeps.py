@@ -180,6 +180,24 @@ def test_a_sweep_goes_on(swept):
     assert (workdir / points[0].name / "summary.json").read_bytes() == before
 
 
+def test_the_same_data_is_loaded_once(tmp_path, monkeypatch):
+    loaded = []
+
+    def load_recipe_data(recipe, *, data_dir):
+        loaded.append((recipe.data, recipe.validation_fraction, recipe.limit_examples, data_dir))
+        return tiny.dataset()
+
+    monkeypatch.setattr(sweeps, "load_recipe_data", load_recipe_data)
+    grid = {"validation_fraction": (0.2, 0.3), "limit_examples": (0, 32)}
+    points = sweeps.make_points(BASE, grid)
+    results = sweeps.run_points(points, workdir=tmp_path, data_dir="here", say=lambda line: None)
+    assert all(result.dataset == "tiny" for result in results)
+    assert loaded == [("auto", 0.2, 0, "here"), ("auto", 0.3, 0, "here")]
+    # Fewer images are the training's own matter.
+    summary = json.loads((tmp_path / points[1].name / "summary.json").read_text())
+    assert summary["examples"]["train"] == 32
+
+
 def test_an_unfinished_run_is_no_result(swept):
     workdir, points, _, _ = swept
     with pytest.raises(DataError, match="is not finished: there is no summary"):
